@@ -1,0 +1,1 @@
+"""Device profiles and whether a model fits them."""

@@ -1,0 +1,1 @@
+"""One file per tuning method; each exposes ``adapter``, its class."""

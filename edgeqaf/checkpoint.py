@@ -1,0 +1,268 @@
+"""A quantized model on disk: the Hugging Face folder layout, with packed codes and a manifest.
+
+    config.json, tokenizer files   copied byte for byte from the model it came from
+    model.safetensors              for each quantized tensor  NAME.codes  [out, in * bits / 8] uint8
+                                                              NAME.scale  [out, in / block] float16
+                                                              NAME.zero   if the grid has one
+                                   for each float tensor      NAME        bfloat16 where exact, else float32
+    edgeqaf.json                   format version, kind, grid and digest per tensor, Merkle root,
+                                   root of the parent, tool versions, the options of the command
+
+Two 4-bit codes share a byte, the even column in the low nibble. There are no timestamps and no
+paths inside: the same input gives the same bytes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from edgeqaf import __version__, plugins
+from edgeqaf.digest import Floats, Tensor, merkle_root, tensor_digest
+from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.qtensor import QTensor, check
+from edgeqaf.staging import staged
+
+FORMAT = 1
+MANIFEST = "edgeqaf.json"
+WEIGHTS = "model.safetensors"
+# What a model folder carries beside its weights; each is opaque to us and copied as it is.
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True)
+class QModel:
+    """A model whose linear weights are QTensors and whose other tensors are float32 arrays.
+
+    config:   the Hugging Face ``config.json``.
+    tensors:  logical name -> tensor; loaded one at a time when the model is on disk.
+    folder:   where the companion files (config, tokenizer) are.
+    manifest: the parsed ``edgeqaf.json``; empty for a model not yet saved.
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    folder: Path
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def root(self) -> str:
+        return str(self.manifest["root"])
+
+    def quantized(self) -> Iterator[tuple[str, QTensor]]:
+        """The quantized tensors in sorted order of their names."""
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            if isinstance(tensor, QTensor):
+                yield name, tensor
+
+    def digests(self) -> dict[str, str]:
+        return {name: tensor_digest(name, self.tensors[name]) for name in sorted(self.tensors)}
+
+
+def save(
+    model: QModel,
+    target: Path,
+    *,
+    kind: str,
+    parent: str | None,
+    options: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> QModel:
+    """Write ``model`` as the folder ``target``, re-read it, and return it as loaded from there.
+
+    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest.
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for name in sorted(model.tensors):
+        tensor = model.tensors[name]
+        grid = tensor.grid.name if isinstance(tensor, QTensor) else "float32"
+        entries[name] = {"grid": grid, "shape": [int(n) for n in tensor.shape], "digest": tensor_digest(name, tensor)}
+        arrays |= _pack(name, tensor)
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "root": merkle_root({n: e["digest"] for n, e in entries.items()}),
+        "parent": parent,
+        "tensors": entries,
+        "tool": {"edgeqaf": __version__},
+        "options": dict(options),
+        **(extra or {}),
+    }
+    with staged(target, force=force, needed_bytes=sum(a.nbytes for a in arrays.values()) + 2**20) as part:
+        part.mkdir()
+        copy_companions(model.folder, part)
+        save_file(arrays, part / WEIGHTS, metadata={"format": "pt"})
+        write_json(part / MANIFEST, manifest)
+        verify(load(part))
+    return load(target)
+
+
+def load(folder: Path) -> QModel:
+    """Open the model folder ``folder``; tensors are read, and checked, as they are asked for."""
+    manifest = read_manifest(folder)
+    if manifest.get("kind") not in ("base", "merged"):
+        raise Refused(
+            f"{folder} is a {manifest.get('kind')} folder, not a model", "pass a folder made by quantize or merge"
+        )
+    config = read_json(folder / "config.json")
+    return QModel(config, _FolderTensors(folder / WEIGHTS, manifest["tensors"]), folder, manifest)
+
+
+def verify(model: QModel) -> None:
+    """Refuse a model whose tensors are not the ones its manifest names."""
+    digests = model.digests()
+    for name, digest in digests.items():
+        if digest != model.manifest["tensors"][name]["digest"]:
+            raise Refused(
+                f"{model.folder}: {name} does not match its digest in {MANIFEST}",
+                "the file was damaged or edited; make the folder again",
+            )
+    if merkle_root(digests) != model.root:
+        raise Refused(
+            f"{model.folder}: the Merkle root in {MANIFEST} is not that of its tensors", "make the folder again"
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The ``edgeqaf.json`` of any folder edgeqaf wrote."""
+    if not (folder / MANIFEST).is_file():
+        raise Refused(
+            f"{folder} has no {MANIFEST}", "pass a folder that edgeqaf wrote (quantize, finetune, merge, export)"
+        )
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise Refused(
+            f"{folder / MANIFEST} is format {manifest.get('format')!r}; this version reads {FORMAT}",
+            "use the edgeqaf version that wrote it",
+        )
+    return manifest
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parse a JSON object, refusing what is missing, malformed or ambiguous (duplicate keys)."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        twice = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else set()
+        if twice:
+            raise Refused(f"{path}: duplicate key {min(twice)!r}", "the file is corrupt; fetch it again")
+        return dict(pairs)
+
+    try:
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
+    except FileNotFoundError:
+        raise Refused(f"{path} does not exist", "check the path") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise Refused(f"{path} is not readable JSON: {error}", "the file is corrupt; fetch it again") from None
+    if not isinstance(value, dict):
+        raise Refused(
+            f"{path} holds a JSON {type(value).__name__}, not an object", "the file is corrupt; fetch it again"
+        )
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write deterministic, readable JSON."""
+    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy config and tokenizer files that exist in ``source``."""
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def companions_digest(folder: Path) -> dict[str, str]:
+    """SHA-256 of each companion file in ``folder``, by name."""
+    present = [name for name in COMPANIONS if (folder / name).is_file()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in present}
+
+
+def pack_codes(codes: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
+    """int8 [out, in] -> uint8 [out, in * bits / 8]; the inverse of `unpack_codes`."""
+    raw = codes.astype(np.int8).view(np.uint8)
+    if grid.bits == 8:
+        return raw
+    return raw[:, 0::2] | (raw[:, 1::2] << 4)
+
+
+def unpack_codes(packed: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
+    """uint8 [out, in * bits / 8] -> int8 [out, in]."""
+    if grid.bits == 8:
+        return packed.view(np.int8)
+    codes = np.empty((packed.shape[0], packed.shape[1] * 2), np.int8)
+    codes[:, 0::2], codes[:, 1::2] = packed & 15, packed >> 4
+    return codes
+
+
+def _pack(name: str, tensor: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    if not isinstance(tensor, QTensor):
+        narrow = tensor.astype(ml_dtypes.bfloat16)
+        return {name: narrow if (narrow.astype(np.float32).view(np.uint32) == tensor.view(np.uint32)).all() else tensor}
+    parts = {f"{name}.codes": pack_codes(tensor.codes, tensor.grid), f"{name}.scale": tensor.scale.astype(np.float16)}
+    if tensor.zero is not None:
+        parts[f"{name}.zero"] = tensor.zero.astype(np.float16 if tensor.grid.zero is Zero.OFFSET else np.int8)
+    return parts
+
+
+class _FolderTensors(Mapping[str, Tensor]):
+    """Tensors of a model folder, read and checked one at a time."""
+
+    def __init__(self, file: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        self._entries = entries
+        try:
+            self._file = safe_open(file, framework="numpy")
+        except (OSError, SafetensorError) as error:
+            raise Refused(
+                f"{file}: {error}", "the file is missing, truncated or corrupt; make the folder again"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if entry["grid"] == "float32":
+            return self._read(name).astype(np.float32)
+        grid: Grid = plugins.find("grids", entry["grid"])
+        zero = None if grid.zero is Zero.NONE else self._parameter(f"{name}.zero")
+        return check(
+            QTensor(grid, unpack_codes(self._read(f"{name}.codes"), grid), self._parameter(f"{name}.scale"), zero), name
+        )
+
+    def _parameter(self, key: str) -> Floats:
+        stored = self._read(key)
+        return stored.astype(np.float32) if stored.dtype == np.float16 else stored
+
+    def _read(self, key: str) -> np.ndarray[Any, Any]:
+        try:
+            return np.asarray(self._file.get_tensor(key))
+        except SafetensorError as error:
+            raise Refused(f"tensor {key}: {error}", "the folder is incomplete; make it again") from None

@@ -1,0 +1,60 @@
+"""Digests of logical tensors: the same number whatever file format holds them.
+
+A digest covers a tensor's name, shape and stored integers, not the bytes of a container. GGUF
+swaps nibbles and permutes rows, ONNX transposes, safetensors packs pairs; after `read_back` has
+undone the layout all three give the same digests and therefore the same Merkle root, which proves
+a lossless conversion without running anything.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.grid import Zero
+from edgeqaf.qtensor import QTensor
+
+Floats = NDArray[np.float32]
+Tensor = QTensor | Floats
+
+
+def tensor_digest(name: str, tensor: Tensor) -> str:
+    """SHA-256, in hex, of one logical tensor.
+
+    A QTensor contributes its grid, codes row-major as int8, scale bits (and zero bits) as
+    little-endian float16, or int8 for integer zeros; a float tensor its float32 bits. Widening a
+    float tensor from bf16 or f16 is exact, so the type a file stored it in does not matter.
+    """
+    header: dict[str, object] = {"name": name, "shape": [int(n) for n in tensor.shape], "grid": "float32"}
+    if isinstance(tensor, QTensor):
+        header |= {"grid": tensor.grid.name, "block": tensor.grid.block}
+    digest = hashlib.sha256(b"edgeqaf tensor 1\0")
+    digest.update(json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\0")
+    for part, dtype in _stored_parts(tensor):
+        digest.update(np.ascontiguousarray(part.astype(dtype)).data)
+    return digest.hexdigest()
+
+
+def _stored_parts(tensor: Tensor) -> Iterator[tuple[NDArray[Any], str]]:
+    if not isinstance(tensor, QTensor):
+        yield tensor, "<f4"
+        return
+    yield tensor.codes, "i1"
+    yield tensor.scale, "<f2"
+    if tensor.zero is not None:
+        yield tensor.zero, "<f2" if tensor.grid.zero is Zero.OFFSET else "i1"
+
+
+def merkle_root(digests: Mapping[str, str]) -> str:
+    """The root, in hex, of the Merkle tree over ``digests`` sorted by tensor name.
+
+    Leaves and inner nodes are hashed under different tags; an odd node is promoted unchanged.
+    """
+    level = [hashlib.sha256(b"\0" + bytes.fromhex(digests[name])).digest() for name in sorted(digests)]
+    while len(level) > 1:
+        pairs = [hashlib.sha256(b"\1" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
+        level = pairs + ([level[-1]] if len(level) % 2 else [])
+    return (level[0] if level else hashlib.sha256(b"\2").digest()).hex()

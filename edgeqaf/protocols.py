@@ -1,0 +1,165 @@
+"""What the leaves agree on: exporters write artifacts, runtimes read them, neither knows the other.
+
+Protocols rather than base classes: a leaf owes the core a few names and nothing else, so it can be
+read, tested and replaced alone. If you find yourself adding a method here for one leaf, stop: the
+special case belongs in that leaf.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.checkpoint import QModel
+from edgeqaf.digest import Floats, Tensor
+from edgeqaf.grid import Grid
+from edgeqaf.qtensor import QTensor
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A logical tensor as one file stores it.
+
+    tensor: its value after the file's layout is undone (original row order, [out, in]).
+    name:   its name inside the file.
+    rows:   None, or int64 [out]: row i of the file holds row ``rows[i]`` of the tensor.
+    """
+
+    tensor: Tensor
+    name: str
+    rows: NDArray[np.int64] | None = None
+
+    def in_file_order(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Logical rows [out, ...] -> the file's rows."""
+        return x if self.rows is None else x[self.rows]
+
+    def in_logical_order(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The file's rows [out, ...] -> logical rows; the inverse of `in_file_order`."""
+        if self.rows is None:
+            return x
+        logical = np.empty_like(x)
+        logical[self.rows] = x
+        return logical
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file or folder, read back.
+
+    format:    the exporter's registry key.
+    path:      the file (GGUF) or folder (ONNX).
+    tensors:   logical name -> how and where it is stored.
+    reference: folder with ``config.json`` and tokenizer files, for runtimes that need them.
+    """
+
+    format: str
+    path: Path
+    tensors: Mapping[str, Stored]
+    reference: Path
+
+    def quantized(self) -> Iterator[tuple[str, Stored, QTensor]]:
+        """(logical name, where it is stored, its value) of each quantized tensor, sorted."""
+        for name in sorted(self.tensors):
+            stored = self.tensors[name]
+            if isinstance(stored.tensor, QTensor):
+                yield name, stored, stored.tensor
+
+
+class Exporter(Protocol):
+    """One artifact format. The module exposes an instance named ``exporter``."""
+
+    filename: ClassVar[str]
+    """Name of the file or folder inside a dist folder, e.g. ``model.gguf``."""
+
+    def refuses(self, grid: Grid) -> str | None:
+        """Why this format cannot carry ``grid`` exactly, or None if it can."""
+
+    def plan(self, model: QModel) -> int:
+        """Bytes that `export` will write, within a per cent; raises Refused for what it cannot carry."""
+
+    def export(self, model: QModel, path: Path) -> None:
+        """Write the artifact at ``path``, which does not exist yet."""
+
+    def read_back(self, path: Path) -> Mapping[str, Stored]:
+        """Every tensor of the artifact by logical name, strictly validated; raises Refused."""
+
+
+class Form(Enum):
+    """In which written form a kernel computes ``code * scale + zero`` (Zero.OFFSET grids)."""
+
+    DECODED = "weights decoded to float32 first, then multiplied"
+    FUSED = "scale * integer dot + zero * integer sum, rounded once"
+    TWO_TERM = "dot with (code - 8) * scale and dot with (zero + 8 * scale), each rounded, then added"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to run a runtime, e.g. ONNX Runtime with fusion at accuracy level 4.
+
+    int8_activations: the kernel rounds activations to 8 bits per block before multiplying.
+    offset_form:      how it computes grids with a float zero.
+    """
+
+    name: str
+    int8_activations: bool
+    offset_form: Form
+
+
+@dataclass(frozen=True)
+class Availability:
+    """A runtime's version, or the reason why it is absent (then version is None)."""
+
+    version: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """What the user says about runtimes: a folder with libllama, and the thread count."""
+
+    llama_lib: Path | None = None
+    threads: int = 1
+
+
+class Session(Protocol):
+    """One artifact opened in one runtime under one configuration. Rows are in logical order."""
+
+    def weights(self, stored: Stored) -> Floats:
+        """The runtime's own decode of a tensor: float32 [out, in]."""
+
+    def linear(self, stored: Stored, x: Floats) -> Floats:
+        """The runtime's own matmul: x [m, in] -> [m, out]."""
+
+    def logits(self, tokens: Sequence[int]) -> Floats:
+        """Logits after each token of one sequence: [len(tokens), vocab]."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, by the tokenizer that this runtime would use in deployment."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, special tokens left out."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
+        """Greedy continuation of each prompt, in order, up to and without the end token."""
+
+
+class Runtime(Protocol):
+    """One inference engine. The module exposes an instance named ``runtime``."""
+
+    reads: ClassVar[str | None]
+    """The artifact format it loads: an exporter's registry key; None if it takes the integers of any."""
+
+    configurations: ClassVar[tuple[Configuration, ...]]
+
+    def availability(self, options: RuntimeOptions) -> Availability:
+        """Whether it can run here; must not raise."""
+
+    def open(
+        self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions
+    ) -> AbstractContextManager[Session]:
+        """Load the artifact."""

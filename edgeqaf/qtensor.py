@@ -1,0 +1,157 @@
+"""The quantized tensor and the two functions everything else is defined by: `decode` and `fold`.
+
+An adapter has no forward pass of its own. It proposes a `Delta`, and
+
+- the training forward is  ``x @ decode(fold(q, delta)).T``
+- merge is                 ``q = fold(q, delta)``
+
+Both call the same `fold`, so a merge cannot lose anything: whatever rounding there is happened
+inside the loop that could learn around it. The two functions use operators, ``reshape`` and
+``clip`` only, so the same lines run on numpy arrays and on torch tensors, under autograd too.
+No other function in the project may say what a stored number means; a faster path is allowed only
+where a test shows it bit-equal to these.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from edgeqaf.errors import GridError
+from edgeqaf.grid import Grid, Slot, Zero
+
+Array = Any  # a numpy array or a torch tensor: both carry the operators used here
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A matrix on a grid.
+
+    codes: integers in [grid.lo, grid.hi], [out, in]; int8 at rest, float32 inside a training step.
+    scale: float32 holding float16 values, [out, in / block].
+    zero:  None, integers (``Zero.CODE``) or float32 holding float16 values (``Zero.OFFSET``),
+           [out, in / block].
+    """
+
+    grid: Grid
+    codes: Array
+    scale: Array
+    zero: Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.codes.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    def replace(self, **parts: Array) -> "QTensor":
+        return replace(self, **parts)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an adapter proposes to add, slot by slot; a missing slot stays as it is.
+
+    codes: integers (int16 at rest, so that sums cannot wrap; float32 under autograd), [out, in].
+    zero:  in units of the grid's zero, [out, in / block]; rounded by `fold` to what is storable.
+    """
+
+    codes: Array | None = None
+    zero: Array | None = None
+
+    @property
+    def slots(self) -> frozenset[Slot]:
+        written = {Slot.CODES: self.codes, Slot.ZERO: self.zero}
+        return frozenset(slot for slot, part in written.items() if part is not None)
+
+
+def decode(q: QTensor) -> Array:
+    """The weights that ``q`` stands for: float32 [out, in]. This is the definition of every format."""
+    out, inputs = q.shape
+    codes = q.codes.reshape(out, inputs // q.grid.block, q.grid.block)
+    scale = q.scale[..., None]
+    if q.grid.zero is Zero.OFFSET:
+        weights = codes * scale + q.zero[..., None]  # type: ignore[index]
+    elif q.grid.zero is Zero.CODE:
+        weights = (codes - q.zero[..., None]) * scale  # type: ignore[index]
+    else:
+        weights = (codes - q.grid.centre) * scale
+    return weights.reshape(out, inputs)
+
+
+def fold(q: QTensor, delta: Delta) -> QTensor:
+    """Apply ``delta`` on q's own grid: codes clipped to [lo, hi], zeros rounded to what is stored.
+
+    Raises GridError when the delta writes a slot that the grid lacks.
+    """
+    foreign = delta.slots - q.grid.slots
+    if foreign:
+        raise GridError(
+            f"grid {q.grid.name} has no {', '.join(sorted(s.value for s in foreign))} slot to write",
+            f"use a grid with that slot; {q.grid.name} has {', '.join(sorted(s.value for s in q.grid.slots))}",
+        )
+    if delta.codes is not None:
+        q = q.replace(codes=(q.codes + delta.codes).clip(q.grid.lo, q.grid.hi))
+    if delta.zero is not None:
+        zero = q.zero + delta.zero
+        if q.grid.zero is Zero.OFFSET:
+            q = q.replace(zero=to_half(zero))
+        else:
+            q = q.replace(zero=zero.round().clip(q.grid.lo, q.grid.hi))
+    return q
+
+
+def to_half(x: Array) -> Array:
+    """Round float32 values to the nearest float16, ties to even, and hold them in float32."""
+    if isinstance(x, np.ndarray):
+        return x.astype(np.float16).astype(np.float32)
+    return x.half().float()
+
+
+def check(q: QTensor, name: str = "tensor") -> QTensor:
+    """Return ``q`` if it is a numpy QTensor at rest that lies on its grid; else raise GridError.
+
+    Codes must be int8 within [lo, hi], shapes must agree, scales and offsets must be finite and
+    float16-representable. Called at every border: load, quantize, merge, read_back.
+    """
+    out, inputs = q.shape
+    if not q.grid.fits(inputs):
+        raise GridError(
+            f"{name}: {inputs} columns are not a multiple of {q.grid.name}'s block ({q.grid.block})",
+            "keep this tensor in float, or choose a grid whose block divides its rows",
+        )
+    if q.codes.dtype != np.int8:
+        raise GridError(f"{name}: codes are {q.codes.dtype}, not int8")
+    low, high = int(q.codes.min()), int(q.codes.max())
+    if low < q.grid.lo or high > q.grid.hi:
+        raise GridError(
+            f"{name}: codes span [{low}, {high}], outside {q.grid.name}'s [{q.grid.lo}, {q.grid.hi}]",
+            "the file is corrupt, or was written for another grid",
+        )
+    if (q.zero is None) != (q.grid.zero is Zero.NONE):
+        has = "no" if q.zero is None else "a"
+        raise GridError(f"{name}: {q.grid.name} stores zero={q.grid.zero.value}, the tensor has {has} zero")
+    parameters = {"scale": q.scale} if q.zero is None else {"scale": q.scale, "zero": q.zero}
+    for part, values in parameters.items():
+        _check_parameter(q.grid, f"{name}.{part}", values, (out, inputs // q.grid.block))
+    return q
+
+
+def _check_parameter(grid: Grid, name: str, values: Array, shape: tuple[int, int]) -> None:
+    if tuple(values.shape) != shape:
+        raise GridError(f"{name}: shape {tuple(values.shape)}, expected {shape}")
+    if values.dtype == np.int8 and name.endswith(".zero") and grid.zero is Zero.CODE:
+        return
+    if values.dtype != np.float32:
+        raise GridError(f"{name}: dtype {values.dtype}, expected float32 holding float16 values")
+    with np.errstate(over="ignore"):
+        wrong = ~np.isfinite(values) | (to_half(values) != values)
+    if wrong.any():
+        row, column = (int(i[0]) for i in np.nonzero(wrong))
+        raise GridError(
+            f"{name}[{row}, {column}] = {values[row, column]!r} is not a finite float16 value",
+            "the file is corrupt, or its scales were never rounded to float16",
+        )

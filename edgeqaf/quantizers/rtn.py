@@ -1,0 +1,141 @@
+"""Round to nearest, with a search for the scale of each block.
+
+Taking the block's largest weight as the end of the grid is seldom best: a slightly smaller or
+larger step often leaves less squared error over the other 31 weights. For each block we try the
+end-of-grid scale times a fan of factors, refine each by least squares for the codes it gives, round
+the parameters to float16, and keep the triple with the smallest error as it will be stored. The
+unsearched scale is among the candidates, so the search never loses.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.digest import Floats
+from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.qtensor import QTensor, decode, to_half
+
+FACTORS = tuple(1 + 0.0125 * k for k in range(-16, 9))  # 0.8 to 1.1 of the end-of-grid scale
+ROWS = 512  # rows quantized at once, to bound memory
+
+
+def quantize(weights: Floats, grid: Grid, *, search: bool = True) -> QTensor:
+    """float32 [out, in] -> QTensor on ``grid`` with the least squared error found, block by block.
+
+    Without ``search`` the end-of-grid scale is used, as ggml's reference quantizer does; codes are
+    then nearest under the float16 scale that is stored, where ggml rounds under the unrounded one.
+    Raises Refused where a scale would overflow float16.
+    """
+    chunks = [_quantize_rows(weights[i : i + ROWS], grid, search) for i in range(0, len(weights), ROWS)]
+    zero = None if grid.zero is Zero.NONE else np.concatenate([c.zero for c in chunks])
+    return QTensor(grid, np.concatenate([c.codes for c in chunks]), np.concatenate([c.scale for c in chunks]), zero)
+
+
+def _quantize_rows(weights: Floats, grid: Grid, search: bool) -> QTensor:
+    blocks = weights.reshape(len(weights), -1, grid.block)
+    best: QTensor | None = None
+    least: Floats | None = None
+    for scale, zero in _candidates(blocks, grid, FACTORS if search else ()):
+        q = _nearest(blocks, grid, scale, zero)
+        error = ((decode(q).reshape(blocks.shape) - blocks) ** 2).sum(-1)
+        if best is None or least is None:
+            best, least = q, error
+            continue
+        better = error < least
+        best, least = _choose(better, q, best), np.where(better, error, least)
+    assert best is not None
+    return best
+
+
+def _candidates(blocks: Floats, grid: Grid, factors: tuple[float, ...]) -> Iterator[tuple[Floats, Floats | None]]:
+    """Float16-representable (scale, zero) pairs to try, the end-of-grid pair first."""
+    scale, zero = _end_of_grid(blocks, grid)
+    yield _storable(scale, blocks), zero if zero is None else _storable_zero(zero, grid, scale)
+    for factor in factors:
+        step = (scale * np.float32(factor)).astype(np.float32)
+        start = zero
+        if grid.zero is Zero.OFFSET and zero is not None:  # shrink towards the middle of the block
+            start = (zero + (scale - step) * np.float32((grid.hi - grid.lo) / 2)).astype(np.float32)
+        codes = _round(blocks, grid, step, start)
+        fitted, offset = _least_squares(blocks, codes, grid, step, start)
+        yield _storable(fitted, blocks), offset if offset is None else _storable_zero(offset, grid, fitted)
+
+
+def _end_of_grid(blocks: Floats, grid: Grid) -> tuple[Floats, Floats | None]:
+    low, high = blocks.min(-1), blocks.max(-1)
+    steps = np.float32(grid.hi - grid.lo)
+    if grid.zero is Zero.OFFSET:
+        return (high - low) / steps, low
+    if grid.zero is Zero.CODE:
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        scale = (high - low) / steps
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return scale, np.nan_to_num(np.float32(grid.lo) - low / scale).astype(np.float32)
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
+    if grid.centre:  # the side with one code more takes the extreme, whatever its sign
+        return (largest / np.float32(grid.lo - grid.centre)).astype(np.float32), None
+    return (np.abs(largest) / np.float32(grid.hi)).astype(np.float32), None
+
+
+def _least_squares(
+    blocks: Floats, codes: Floats, grid: Grid, scale: Floats, zero: Floats | None
+) -> tuple[Floats, Floats | None]:
+    """The scale (and offset) that fit ``codes`` best; a degenerate block keeps what it had."""
+    if grid.zero is Zero.OFFSET:
+        mean_c, mean_w = codes.mean(-1, keepdims=True), blocks.mean(-1, keepdims=True)
+        top, bottom = ((codes - mean_c) * (blocks - mean_w)).sum(-1), ((codes - mean_c) ** 2).sum(-1)
+        fitted = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), scale).astype(np.float32)
+        return fitted, (mean_w[..., 0] - fitted * mean_c[..., 0]).astype(np.float32)
+    steps = codes - (grid.centre if zero is None else zero[..., None].round())
+    bottom = (steps**2).sum(-1)
+    fitted = np.where(bottom > 0, (steps * blocks).sum(-1) / np.where(bottom > 0, bottom, 1), scale)
+    return fitted.astype(np.float32), zero
+
+
+def _round(blocks: Floats, grid: Grid, scale: Floats, zero: Floats | None) -> Floats:
+    """Codes nearest to ``blocks`` as float32, with ggml's rounding of ties where it has one."""
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale != 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)[..., None]
+    if grid.zero is Zero.OFFSET and zero is not None:
+        position = (blocks - zero[..., None]) * inverse
+    else:
+        position = blocks * inverse
+    if grid.zero is Zero.NONE and not grid.centre:
+        rounded = np.copysign(np.floor(np.abs(position) + np.float32(0.5)), position)
+    else:
+        rounded = np.floor(position + np.float32(grid.centre) + np.float32(0.5))
+        if grid.zero is Zero.CODE and zero is not None:
+            rounded = rounded + zero[..., None].round()
+    codes: Floats = np.clip(rounded, grid.lo, grid.hi).astype(np.float32)
+    return codes
+
+
+def _nearest(blocks: Floats, grid: Grid, scale: Floats, zero: Floats | None) -> QTensor:
+    codes = _round(blocks, grid, scale, zero).astype(np.int8)
+    return QTensor(grid, codes.reshape(len(blocks), -1), scale, zero)
+
+
+def _choose(better: NDArray[np.bool_], new: QTensor, old: QTensor) -> QTensor:
+    rows, count = better.shape
+    wide = np.broadcast_to(better[..., None], (rows, count, new.grid.block)).reshape(rows, -1)
+    zero = None if old.zero is None else np.where(better, new.zero, old.zero)
+    return QTensor(new.grid, np.where(wide, new.codes, old.codes), np.where(better, new.scale, old.scale), zero)
+
+
+def _storable(scale: Floats, blocks: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        half: Floats = to_half(scale)
+    if not np.isfinite(half).all():
+        raise Refused(
+            f"a block of weights as large as {float(np.abs(blocks).max()):.3g} needs a scale beyond float16",
+            "the checkpoint is damaged, or its weights must be rescaled first",
+        )
+    return half
+
+
+def _storable_zero(zero: Floats, grid: Grid, scale: Floats) -> Floats:
+    if grid.zero is Zero.OFFSET:
+        return _storable(zero, zero)
+    return np.clip(zero.round(), grid.lo, grid.hi).astype(np.float32)

@@ -1,0 +1,1 @@
+"""One file per inference engine; each exposes ``runtime`` (see edgeqaf.protocols.Runtime)."""
