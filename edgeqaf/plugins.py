@@ -30,7 +30,13 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Any:
-    """The entry ``name`` of ``kind``, e.g. ``find("grids", "q4_0")``.
+    """The entry ``name`` of ``kind``, e.g. ``find("grids", "q4_0")``; spelled as `resolve` allows."""
+    package, attribute = KINDS[kind]
+    return getattr(importlib.import_module(f"{package}.{resolve(kind, name)}"), attribute)
+
+
+def resolve(kind: str, name: str) -> str:
+    """The registry key that a user's ``name`` means.
 
     Dots, dashes and case do not matter, and a unique beginning is enough (``llama.cpp``, ``torch``).
     Raises UsageError for an unknown name, listing the known ones and the nearest spelling.
@@ -44,8 +50,7 @@ def find(kind: str, name: str) -> Any:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"unknown {kind.removesuffix('s')} {name!r}", f"{hint}known: {', '.join(known)}")
-    package, attribute = KINDS[kind]
-    return getattr(importlib.import_module(f"{package}.{key}"), attribute)
+    return key
 
 
 def folder(package: str) -> Path:

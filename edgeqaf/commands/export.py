@@ -1,0 +1,47 @@
+"""export: write the integers into the files that devices load."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeqaf.options import DryRun, Force, Json, Output
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="Model folder made by merge (or quantize).")],
+    output: Output,
+    format: Annotated[str, typer.Option("--format", help="Formats, comma-separated: gguf, onnx.")] = "gguf,onnx",
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Export GGUF and ONNX carrying exactly the model's integers, each read back before it is kept."""
+    from edgeqaf import checkpoint, dist, plugins
+    from edgeqaf.console import emit, say, table
+
+    folder = checkpoint.load(model)
+    formats = [plugins.resolve("exporters", name.strip()) for name in format.split(",")]
+    sizes = dist.plan(folder, formats)
+    if dry_run:
+        table("Plan", ("format", "MB"), [(name, f"{size / 1e6:.1f}") for name, size in sizes.items()])
+        if json:
+            emit({"bytes": sizes})
+        return
+    checkpoint.verify(folder)
+    receipt = dist.export(folder, formats, output, force=force)
+    for name, file in receipt["artifacts"].items():
+        size = sum(f["bytes"] for path, f in receipt["files"].items() if path == file or path.startswith(f"{file}/"))
+        say(f"{output / file}: {size / 1e6:.2f} MB, reads back as root {receipt['root'][:12]} ({name})")
+    kept = dist.tensors_kept_float(folder)
+    say(f"matrices kept in float32: {', '.join(kept) or 'none'}")
+    say(f"next: edgeqaf verify {output}")
+    if json:
+        emit(
+            {
+                "output": str(output),
+                "root": receipt["root"],
+                "artifacts": receipt["artifacts"],
+                "files": receipt["files"],
+            }
+        )

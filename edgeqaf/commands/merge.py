@@ -1,0 +1,40 @@
+"""merge: fold an adapter into the stored integers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeqaf.options import DryRun, Force, Json, Output
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="Run folder made by finetune.")],
+    output: Output,
+    base: Annotated[Path | None, typer.Option(help="The base it was trained on, if it has moved.")] = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Fold the adapter into the integers and prove that nothing was lost."""
+    from edgeqaf.console import emit, say
+    from edgeqaf.finetune import load_run
+    from edgeqaf.merge import merge, summary
+
+    if dry_run:
+        base_folder, _, _, manifest = load_run(run, base)
+        say(f"would fold {manifest['method']} into {len(manifest['folded'])} tensors of root {base_folder.root[:12]}")
+        if json:
+            emit({"parent": base_folder.root, "tensors": len(manifest["folded"])})
+        return
+    merged, movements = merge(run, output, base=base, force=force)
+    counts = summary(movements)
+    say(f"{counts['weights']:,} weights equal those of the training forward, all bits; logits equal before and after")
+    say(f"codes moved: {counts['moved']:,} ({counts['moved'] / max(counts['weights'], 1):.1%})")
+    say(f"by more than one: {counts['moved_far']:,}")
+    say(f"saturated: {counts['saturated_before']:,} before, {counts['saturated']:,} after")
+    say(f"tensors untouched: {', '.join(counts['untouched']) or 'none'}")
+    say(f"{output}: root {merged.root[:12]} (parent {str(merged.manifest['parent'])[:12]})")
+    say(f"next: edgeqaf export {output} --format gguf,onnx -o dist")
+    if json:
+        emit({"output": str(output), "root": merged.root, "parent": merged.manifest["parent"], **counts})

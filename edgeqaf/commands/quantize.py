@@ -1,0 +1,40 @@
+"""quantize: choose codes and scales for a float model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeqaf.options import DryRun, Force, Json, Output
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="Float model: a folder in the Hugging Face layout.")],
+    output: Output,
+    grid: Annotated[str, typer.Option(help="Grid of the linear weights: q4_0, q4_1, q8_0.")] = "q4_0",
+    quantizer: Annotated[str, typer.Option(help="How codes and scales are chosen.")] = "rtn",
+    force: Force = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Quantize a float model onto a grid: the base that an adapter is trained on."""
+    from edgeqaf import plugins, quantize
+    from edgeqaf.console import emit, say, table
+
+    if model.suffix == ".gguf":
+        plugins.find("exporters", "gguf").refuse_as_base(model, plugins.find("grids", grid))
+    planned = quantize.plan(model, grid)
+    if dry_run:
+        table("Plan", ("tensor", "shape", "stored as"), planned.rows())
+        say(f"{planned.bytes / 1e6:.1f} MB to write")
+        if json:
+            emit({"bytes": planned.bytes, "tensors": {name: kind for name, _, kind in planned.rows()}})
+        return
+    base = quantize.quantize(model, output, grid, quantizer, force=force)
+    if planned.misfits:
+        say(f"kept in float, as their rows do not fit {grid}'s block: {', '.join(planned.misfits)}")
+    weights = sum(q.size for _, q in base.quantized())
+    say(f"{output}: {weights:,} weights on {grid}, root {base.root[:12]}")
+    say(f"next: edgeqaf finetune {output} --data train.jsonl -o run")
+    if json:
+        emit({"output": str(output), "root": base.root, "grid": grid, "weights": weights, "misfits": planned.misfits})

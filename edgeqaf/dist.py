@@ -1,0 +1,154 @@
+"""The dist folder: artifacts for devices, and the receipt that ties them to the model's integers.
+
+model.gguf, onnx/     the artifacts, one per exported format
+reference/            config and tokenizer, what PyTorch needs beside the integers
+edgeqaf.json          receipt: root, digests per tensor, SHA-256 of every file, the logit witness
+README.md             model card
+verify.json           what `edgeqaf verify` found last
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeqaf import __version__, checkpoint, plugins
+from edgeqaf.card import model_card
+from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel, write_json
+from edgeqaf.console import progress
+from edgeqaf.digest import merkle_root, tensor_digest
+from edgeqaf.errors import Refused, VerificationFailed
+from edgeqaf.protocols import Artifact, Exporter
+from edgeqaf.qtensor import QTensor
+from edgeqaf.staging import staged
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Dist:
+    """An opened dist folder: its receipt and its artifacts, each read back from disk."""
+
+    folder: Path
+    receipt: Mapping[str, Any]
+    artifacts: Sequence[Artifact]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {name: entry["digest"] for name, entry in self.receipt["tensors"].items()}
+
+
+def plan(model: QModel, formats: Sequence[str]) -> dict[str, int]:
+    """Bytes that each format will take; raises Refused if one cannot carry the model exactly."""
+    sizes = {}
+    for name in formats:
+        exporter: Exporter = plugins.find("exporters", name)
+        for grid in {q.grid for _, q in model.quantized()}:
+            reason = exporter.refuses(grid)
+            if reason:
+                raise Refused(
+                    f"{name} cannot carry grid {grid.name}: {reason}",
+                    "export another format, or quantize to another grid",
+                )
+        sizes[name] = exporter.plan(model)
+    return sizes
+
+
+def export(model: QModel, formats: Sequence[str], out: Path, *, force: bool = False) -> dict[str, Any]:
+    """Write the dist folder ``out`` and return its receipt.
+
+    Every artifact is read back before anything is visible; VerificationFailed if its Merkle root is
+    not the model's.
+    """
+    sizes = plan(model, formats)
+    with staged(out, force=force, needed_bytes=sum(sizes.values())) as part:
+        (part / REFERENCE).mkdir(parents=True)
+        checkpoint.copy_companions(model.folder, part / REFERENCE)
+        with progress("export", 2 * len(formats)) as advance:
+            for i, name in enumerate(formats):
+                exporter: Exporter = plugins.find("exporters", name)
+                exporter.export(model, part / exporter.filename)
+                advance(2 * i + 1, f"{name} written")
+                _require_root(name, exporter, part, model.root)
+                advance(2 * i + 2, f"{name} read back")
+        receipt = _receipt(model, formats, part)
+        (part / "README.md").write_text(model_card(receipt, model.config), "utf-8")
+        write_json(part / MANIFEST, receipt)
+    return receipt
+
+
+def open_dist(folder: Path) -> Dist:
+    """Read every artifact of a dist folder back; raises Refused for what is malformed."""
+    receipt = checkpoint.read_manifest(folder)
+    if receipt["kind"] != "dist":
+        raise Refused(f"{folder} is a {receipt['kind']} folder, not a dist folder", "pass a folder made by export")
+    artifacts = []
+    for name, filename in sorted(receipt["artifacts"].items()):
+        exporter: Exporter = plugins.find("exporters", name)
+        artifacts.append(Artifact(name, folder / filename, exporter.read_back(folder / filename), folder / REFERENCE))
+    return Dist(folder, receipt, artifacts)
+
+
+def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[str]:
+    """Copy one artifact and the receipt into the folder ``to``; return the files copied.
+
+    Each file is staged, hashed where it arrived, and only then renamed into place. Raises Refused
+    when the dist folder lacks the format, VerificationFailed when a hash is not the receipt's.
+    """
+    receipt = checkpoint.read_manifest(folder)
+    name = plugins.resolve("exporters", format)
+    if name not in receipt.get("artifacts", {}):
+        have = ", ".join(receipt.get("artifacts", {})) or "none"
+        raise Refused(
+            f"{folder} has no {name} artifact; it has {have}", f"export it: edgeqaf export MODEL --format {name}"
+        )
+    root = receipt["artifacts"][name]
+    files = [path for path in receipt["files"] if path == root or path.startswith(f"{root}/")]
+    for path in files:
+        expected = receipt["files"][path]
+        with staged(to / path, force=force, needed_bytes=expected["bytes"]) as part:
+            shutil.copyfile(folder / path, part)
+            if _sha256(part) != expected["sha256"]:
+                raise VerificationFailed(
+                    f"{path}: its SHA-256 is not the receipt's", "export again; the dist folder was changed"
+                )
+    with staged(to / MANIFEST, force=True) as part:
+        shutil.copyfile(folder / MANIFEST, part)
+    return files
+
+
+def _require_root(name: str, exporter: Exporter, part: Path, root: str) -> None:
+    tensors = exporter.read_back(part / exporter.filename)
+    found = merkle_root({n: tensor_digest(n, stored.tensor) for n, stored in tensors.items()})
+    if found != root:
+        raise VerificationFailed(
+            f"{name}: the written file reads back as root {found[:12]}, the model is {root[:12]}",
+            "this is a defect in the exporter; please report it",
+        )
+
+
+def _receipt(model: QModel, formats: Sequence[str], part: Path) -> dict[str, Any]:
+    files = sorted(p for p in part.rglob("*") if p.is_file())
+    kept = {key: model.manifest[key] for key in ("parent", "tensors", "witness", "layers") if key in model.manifest}
+    return {
+        "format": FORMAT, "kind": "dist", "root": model.root, **kept,
+        "artifacts": {name: plugins.find("exporters", name).filename for name in formats},
+        "files": {str(p.relative_to(part)): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in files},
+        "tool": {"edgeqaf": __version__},
+    }  # fmt: skip
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_kept_float(model: QModel) -> list[str]:
+    """Names of matrices that stayed float32, which every report lists."""
+    return [
+        n
+        for n in sorted(model.tensors)
+        if not isinstance(model.tensors[n], QTensor) and len(model.tensors[n].shape) > 1
+    ]

@@ -1,0 +1,270 @@
+"""Tune a quantized base: attach a method, train it with the transformers Trainer, write a run folder.
+
+    finetune.json                 the settings, the base's root and the data's digest, written first
+    log.jsonl                     loss at every step, held-out loss where measured
+    checkpoints/step-000100/      the last two, each whole or absent
+    adapter_config.json           method, its options, seed
+    adapter_model.safetensors     the trained parameters
+    edgeqaf.json                  written last: kind "run", parent root, digest of every tensor as folded
+                                  at the end of training, how far each layer moved, final losses
+
+A run resumed from any checkpoint ends in the same bits as one never interrupted (same thread count).
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+from transformers import TrainingArguments
+
+from edgeqaf import __version__, checkpoint, plugins
+from edgeqaf.checkpoint import FORMAT, MANIFEST, read_json, write_json
+from edgeqaf.console import progress, say
+from edgeqaf.data import Example, read_rows, tokenize
+from edgeqaf.digest import tensor_digest
+from edgeqaf.errors import Interrupted, Refused, UsageError
+from edgeqaf.method import Method, Options, trainable
+from edgeqaf.modeling import build
+from edgeqaf.movement import layer_movements, require_moved, total
+from edgeqaf.nn import qlinears, to_numpy
+from edgeqaf.staging import require_new, staged
+from edgeqaf.tokenizer import Tokenizer
+from edgeqaf.trainer import (
+    ADAPTER,
+    Collator,
+    GridTrainer,
+    Interrupt,
+    Progress,
+    checkpoints,
+    load_parameters,
+    parameters,
+)
+
+SETTINGS, LOG, CONFIG = "finetune.json", "log.jsonl", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run's settings; all that decides its bits, beside the base and the data.
+
+    batch: rows per micro-batch; accumulate: micro-batches per step; max_length: tokens a row may
+    have; holdout: share of rows (at most 256) kept for the held-out loss when no file is given;
+    eval_every, save_every: in optimizer steps; options: the method's own.
+    """
+
+    method: str = "lowrank"
+    steps: int = 300
+    batch: int = 16
+    accumulate: int = 1
+    max_length: int = 256
+    seed: int = 0
+    holdout: float = 0.05
+    eval_every: int = 100
+    save_every: int = 100
+    threads: int = 0
+    columns: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def finetune(base: Path, data: Path, out: Path, settings: Settings, *, eval_data: Path | None = None,
+             resume: bool = False, force: bool = False) -> dict[str, Any]:  # fmt: skip
+    """Train and write the run folder ``out``; return its manifest.
+
+    Raises VerificationFailed when the run is inert, Interrupted when stopped by a signal (its
+    checkpoint is then on disk), Refused for a resume with other settings, base or data.
+    """
+    model_folder = checkpoint.load(base)
+    method, options = method_of(settings.method, settings.options)
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    rows, held_out, too_long = _examples(data, eval_data, settings, Tokenizer(base))
+    record = _record(base, model_folder.root, data, eval_data, settings, out)
+    _open_run(out, record, resume=resume, force=force)
+    if (out / MANIFEST).is_file():
+        say(f"{out} is already complete")
+        return checkpoint.read_manifest(out)
+    say(
+        f"{len(rows)} rows to train on, {len(held_out)} held out"
+        + (f", {too_long} left out as too long" if too_long else "")
+    )
+    model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
+    with progress(f"finetune {settings.method}", settings.steps) as advance:
+        trainer = _trainer(out, model, method, options, settings, rows, held_out, Tokenizer(base).pad, advance)
+        last = checkpoints(out / "checkpoints")[-1:]
+        result = trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+    if any(isinstance(c, Interrupt) and c.stopped for c in trainer.callback_handler.callbacks):
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {settings.steps}", "run the same command with --resume"
+        )
+    return _finish(out, model, method, options, settings, record, result.training_loss, trainer)
+
+
+def plan(base: Path, data: Path, settings: Settings) -> dict[str, int]:
+    """What a run would do and take: rows, parameters to train, bytes of memory and disk (estimates)."""
+    model_folder = checkpoint.load(base)
+    method, options = method_of(settings.method, settings.options)
+    rows, held_out, too_long = _examples(data, None, settings, Tokenizer(base))
+    model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
+    trained = sum(p.numel() for p in trainable(model).values())
+    weights = sum(layer.in_features * layer.out_features for layer in qlinears(model).values())
+    floats = sum(p.numel() for p in model.parameters()) - trained
+    return {
+        "rows": len(rows), "rows_held_out": len(held_out), "rows_too_long": too_long, "steps": settings.steps,
+        "trained_parameters": trained, "checkpoint_bytes": 12 * trained,
+        # codes, then per weight the float32 intermediates that autograd keeps; parameters with AdamW's moments
+        "memory_bytes": 17 * weights + 4 * floats + 16 * trained,
+    }  # fmt: skip
+
+
+def method_of(name: str, values: Mapping[str, Any]) -> tuple[Method, Options]:
+    """The method called ``name`` and its options, validated; UsageError names a wrong one."""
+    method: Method = plugins.find("adapters", name)
+    try:
+        return method, method.options.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(f"{k}={v.default}" for k, v in method.options.model_fields.items())
+        raise UsageError(
+            f"{name}: option {'.'.join(map(str, first['loc']))}: {first['msg']}", f"options: {known}"
+        ) from None
+
+
+def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn.Module, Method, dict[str, Any]]:
+    """The base folder, the model as it was at the end of training, its method, and the run's manifest.
+
+    Raises Refused for an unfinished run or a base whose root is not the one it was trained on.
+    """
+    if not (run / MANIFEST).is_file() and (run / SETTINGS).is_file():
+        raise Refused(f"{run} is not finished", "run the same finetune command with --resume")
+    manifest = checkpoint.read_manifest(run)
+    if manifest["kind"] != "run":
+        raise Refused(f"{run} is a {manifest['kind']} folder, not a run", "pass a folder made by finetune")
+    folder = base or (run / read_json(run / SETTINGS)["base"]).resolve()
+    model_folder = checkpoint.load(folder)
+    if model_folder.root != manifest["parent"]:
+        raise Refused(
+            f"{run} was trained on base {manifest['parent'][:12]}, but {folder} is {model_folder.root[:12]}",
+            "pass the base it was trained on: --base FOLDER",
+        )
+    checkpoint.verify(model_folder)
+    adapter = read_json(run / CONFIG)
+    method, options = method_of(adapter["method"], adapter["options"])
+    model = method.attach(build(model_folder.config, model_folder.tensors), options, adapter["seed"])
+    load_parameters(model, run / ADAPTER)
+    return model_folder, model, method, manifest
+
+
+@torch.no_grad()
+def folded_digests(model: nn.Module) -> dict[str, str]:
+    """Canonical digest of every quantized layer with its adapter folded in."""
+    return {name: tensor_digest(name, to_numpy(layer.folded())) for name, layer in qlinears(model).items()}
+
+
+def _examples(
+    data: Path, eval_data: Path | None, settings: Settings, tokenizer: Tokenizer
+) -> tuple[list[Example], list[Example], int]:
+    """Training examples, held-out examples, and how many rows were too long."""
+    examples, too_long = tokenize(read_rows(data, settings.columns), tokenizer, settings.max_length)
+    if eval_data is not None:
+        held_out, _ = tokenize(read_rows(eval_data, settings.columns), tokenizer, settings.max_length)
+        return examples, held_out, too_long
+    count = min(256, int(settings.holdout * len(examples)))
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    return [examples[i] for i in order[count:]], [examples[i] for i in order[:count]], too_long
+
+
+def _record(base: Path, root: str, data: Path, eval_data: Path | None, settings: Settings, out: Path) -> dict[str, Any]:
+    def sha(path: Path | None) -> str | None:
+        return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+    return {
+        **asdict(settings), "columns": list(settings.columns), "options": dict(settings.options),
+        "base": os.path.relpath(base, out), "base_root": root, "data": sha(data), "eval_data": sha(eval_data),
+    }  # fmt: skip
+
+
+def _open_run(out: Path, record: dict[str, Any], *, resume: bool, force: bool) -> None:
+    """Make the run folder, or check that a resumed one is the same run."""
+    if resume and (out / SETTINGS).is_file():
+        before = read_json(out / SETTINGS)
+        changed = [key for key in record if key != "base" and before.get(key) != record[key]]
+        if changed:
+            key = changed[0]
+            raise Refused(
+                f"{out} was started with {key} = {before.get(key)!r}, not {record[key]!r}",
+                "resume with the settings, base and data it was started with, or choose another output",
+            )
+        return
+    require_new(out, force)
+    with staged(out, force=force) as part:
+        (part / "checkpoints").mkdir(parents=True)
+        write_json(part / SETTINGS, record)
+
+
+def _trainer(out: Path, model: nn.Module, method: Method, options: Options, settings: Settings,
+             rows: list[Example], held_out: list[Example], pad: int, advance: Any) -> GridTrainer:  # fmt: skip
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate, max_grad_norm=0.0,
+        seed=settings.seed, data_seed=settings.seed, logging_steps=1, logging_nan_inf_filter=False,
+        eval_strategy="steps" if held_out else "no", eval_steps=settings.eval_every, prediction_loss_only=True,
+        save_strategy="steps", save_steps=settings.save_every, disable_tqdm=True, report_to=[], use_cpu=True,
+        remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+
+    def measure() -> dict[str, float]:
+        moved = total(layer_movements(model))
+        return {"moved": moved.share} if moved.weights else {}
+
+    trainer = GridTrainer(
+        out / "checkpoints", model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None,
+        data_collator=Collator(pad), callbacks=[Progress(out / LOG, advance, measure), Interrupt()],
+        optimizers=method.optimizer(list(trainable(model).values()), options, settings.steps),
+    )  # fmt: skip
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    with staged(path, force=True) as part:
+        write_json(part, value)
+
+
+def _final_held_out_loss(trainer: GridTrainer) -> float | None:
+    if not trainer.eval_dataset:
+        return None
+    last = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), None)
+    if last is None or last["step"] < trainer.state.max_steps:
+        last = trainer.evaluate()
+    return float(last["eval_loss"])
+
+
+def _finish(out: Path, model: nn.Module, method: Method, options: Options, settings: Settings,
+            record: dict[str, Any], loss: float, trainer: GridTrainer) -> dict[str, Any]:  # fmt: skip
+    """Write adapter and manifest; then judge the run."""
+    from safetensors.torch import save_file
+
+    movements = layer_movements(model)
+    held_out = _final_held_out_loss(trainer)
+    about = method.describe(model)
+    layers = {name: asdict(m) | about.get(name, {}) for name, m in movements.items()}
+    manifest = {
+        "format": FORMAT, "kind": "run", "parent": record["base_root"], "method": settings.method,
+        "lossless": method.lossless, "folded": folded_digests(model), "layers": layers,
+        "training_loss": loss, "held_out_loss": held_out, "steps": settings.steps,
+        "tool": {"edgeqaf": __version__, "torch": torch.__version__},
+    }  # fmt: skip
+    with staged(out / ADAPTER, force=True) as part:
+        save_file(parameters(model), part)
+    _write(out / CONFIG, {"method": settings.method, "options": options.model_dump(), "seed": settings.seed})
+    _write(out / MANIFEST, manifest)
+    if method.lossless:
+        require_moved(total(movements), settings.method)
+    return manifest

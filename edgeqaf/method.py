@@ -1,0 +1,69 @@
+"""A tuning method: how a model is made trainable, and how its parameters are moved.
+
+Each file under ``edgeqaf/adapters`` exposes ``adapter``, a subclass of `Method`. Most methods put
+one adapter on each quantized layer and inherit the rest; a baseline that cannot be folded declares
+``lossless = False`` and may attach itself in its own way.
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from edgeqaf.nn import Adapter, qlinears
+from edgeqaf.qtensor import QTensor
+
+
+class Options(BaseModel):
+    """A method's own options; unknown ones are refused by pydantic."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method:
+    """Base of the methods. ``lossless``: its result folds into the integers exactly."""
+
+    lossless: ClassVar[bool] = True
+    options: ClassVar[type[Options]] = Options
+
+    def layer(self, q: QTensor, options: Options, generator: torch.Generator) -> Adapter:
+        """The adapter of one layer, its parameters drawn from ``generator``."""
+        raise NotImplementedError(f"{type(self).__name__} attaches itself to the whole model")
+
+    def attach(self, model: nn.Module, options: Options, seed: int) -> nn.Module:
+        """Make ``model`` trainable by this method; a layer's parameters depend on seed and order alone."""
+        generator = torch.Generator().manual_seed(seed)
+        for layer in qlinears(model).values():
+            layer.attach(self.layer(layer.q, options, generator))
+        return model
+
+    def optimizer(
+        self, parameters: list[Tensor], options: Options, steps: int
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """The optimizer and schedule for a run of ``steps`` optimizer steps."""
+        raise NotImplementedError
+
+    def merged_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Only for a lossy method: float32 [out, in] by tensor name, as a 16-bit merge would store them."""
+        raise NotImplementedError
+
+    def describe(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """Figures per layer that only this method knows (such as LoTA's threshold)."""
+        return {}
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter that trains, by name: exactly what an adapter file holds."""
+    return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
+
+
+def warm_hold_decay(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 10, hold: float = 0.3) -> LambdaLR:
+    """Linear warm-up over ``warmup`` steps, constant to the share ``hold`` of the run, then linear to 0."""
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup)
+        return rise if step < hold * steps else rise * max(0.0, (steps - step) / ((1 - hold) * steps))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,89 @@
+"""How far a run moved the integers, layer by layer, and the guards on it.
+
+A published method can train for hours, lower its loss a little by noise, and leave every stored
+integer as it was. So a run in which less than `INERT` of the codes (or zeros) moved is a failure,
+not a result: inert runs measure 0.02 to 0.14 %, the least-moving useful one 4.8 % (docs/log.md).
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeqaf.errors import VerificationFailed
+from edgeqaf.nn import qlinears
+from edgeqaf.qtensor import QTensor
+
+INERT = 0.005  # share of codes or zeros below which a run changed nothing
+
+
+@dataclass(frozen=True)
+class Movement:
+    """Counts for one tensor, or sums over several.
+
+    weights: codes in all; moved: codes that changed; moved_far: by more than one step; saturated and
+    saturated_before: codes at either end of the grid; zeros, zeros_moved: the same for zeros.
+    """
+
+    weights: int = 0
+    moved: int = 0
+    moved_far: int = 0
+    saturated: int = 0
+    saturated_before: int = 0
+    zeros: int = 0
+    zeros_moved: int = 0
+
+    def __add__(self, other: "Movement") -> "Movement":
+        return Movement(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+    @property
+    def share(self) -> float:
+        """The share of codes that moved, or of zeros where that is more."""
+        return max(self.moved / max(self.weights, 1), self.zeros_moved / max(self.zeros, 1))
+
+
+def movement(before: QTensor, after: QTensor) -> Movement:
+    """Compare two torch or numpy QTensors on one grid."""
+    steps = abs(after.codes - before.codes)
+
+    def ends(q: QTensor) -> int:
+        return int(((q.codes == q.grid.lo) | (q.codes == q.grid.hi)).sum())
+
+    return Movement(
+        weights=before.size,
+        moved=int((steps > 0).sum()),
+        moved_far=int((steps > 1).sum()),
+        saturated=ends(after),
+        saturated_before=ends(before),
+        zeros=0 if before.zero is None else before.zero.shape[0] * before.zero.shape[1],
+        zeros_moved=0 if before.zero is None else int((after.zero != before.zero).sum()),
+    )
+
+
+@torch.no_grad()
+def layer_movements(model: nn.Module) -> dict[str, Movement]:
+    """Movement of every quantized layer of a model in training, by tensor name."""
+    return {name: movement(_wide(layer.q), layer.folded()) for name, layer in qlinears(model).items()}
+
+
+def total(movements: Mapping[str, Movement]) -> Movement:
+    """The sum over all layers."""
+    return sum(movements.values(), Movement())
+
+
+def require_moved(moved: Movement, method: str) -> None:
+    """Raise VerificationFailed for an inert run."""
+    if moved.share < INERT:
+        raise VerificationFailed(
+            f"the run is inert: {method} moved {moved.moved} of {moved.weights} codes ({moved.share:.3%}), "
+            f"less than {INERT:.1%}",
+            "raise --lr or --steps, or use another method (lowrank); the integers are still the base's",
+        )
+
+
+def _wide(q: QTensor) -> QTensor:
+    """int8 codes widened, so that a difference of 8-bit codes cannot wrap."""
+    codes: Any = q.codes
+    return q.replace(codes=codes.to(torch.int16))

@@ -1,0 +1,74 @@
+"""Quantize a float model: every linear weight of the decoder whose rows fit the grid; the rest stays float."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeqaf import checkpoint, plugins
+from edgeqaf.checkpoint import QModel
+from edgeqaf.console import Advance, progress
+from edgeqaf.digest import Tensor
+from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid
+from edgeqaf.source import FloatModel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be stored how: tensor name -> grid name or "float32"."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    stored: Mapping[str, str]
+    misfits: list[str]
+    bytes: int
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """(name, shape, stored as), sorted."""
+        for name in sorted(self.stored):
+            yield name, " x ".join(map(str, self.shapes[name])), self.stored[name]
+
+
+def plan(folder: Path, grid_name: str) -> Plan:
+    """Decide per tensor without reading weights; Refused when nothing would be quantized."""
+    grid: Grid = plugins.find("grids", grid_name)
+    source = FloatModel(folder)
+    shapes = {name: source.shape(name) for name in source}
+    linear = {name for name in source if source.is_linear(name)}
+    misfits = sorted(name for name in linear if not grid.fits(shapes[name][1]))
+    if not linear - set(misfits):
+        which = f"; {misfits[0]} has rows of {shapes[misfits[0]][1]}" if misfits else ""
+        raise Refused(
+            f"{folder}: no linear weight fits {grid.name}'s block of {grid.block}{which}",
+            "choose a grid whose block divides the rows",
+        )
+    stored = {name: grid.name if name in linear and name not in misfits else "float32" for name in source}
+    bits = {grid.name: grid.bits_per_weight, "float32": 32}
+    size = sum(math.prod(shape) * bits[stored[name]] / 8 for name, shape in shapes.items())
+    return Plan(shapes, stored, misfits, int(size))
+
+
+def quantize(folder: Path, out: Path, grid_name: str, quantizer: str, *, force: bool = False) -> QModel:
+    """Write the base folder ``out`` and return it."""
+    decided = plan(folder, grid_name)
+    source = FloatModel(folder)
+    grid: Grid = plugins.find("grids", grid_name)
+    with progress(f"quantize {grid.name}", len(source)) as advance:
+        tensors = dict(_tensors(source, decided, grid, quantizer, advance))
+    options = {"grid": grid.name, "quantizer": quantizer}
+    return checkpoint.save(
+        QModel(source.config, tensors, folder), out, kind="base", parent=None, options=options, force=force
+    )
+
+
+def _tensors(
+    source: FloatModel, decided: Plan, grid: Grid, quantizer: str, advance: Advance
+) -> Iterator[tuple[str, Tensor]]:
+    choose = plugins.find("quantizers", quantizer)
+    for done, name in enumerate(source, 1):
+        weights = source[name]
+        try:
+            yield name, choose(weights, grid) if decided.stored[name] == grid.name else weights
+        except Refused as error:
+            raise Refused(f"{name}: {error.cause}", error.remedy) from None
+        advance(done, name)

@@ -1,0 +1,64 @@
+"""Text to token ids and back, by the ``tokenizer.json`` of a model folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+
+from edgeqaf.checkpoint import read_json
+from edgeqaf.errors import Refused
+
+
+class Tokenizer:
+    """eos: the ids that end a generation. pad: an id to fill batches with (never attended to)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._backend = _backend(folder)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.eos = _end_tokens(folder)
+        self.pad = self.eos[0]
+
+    def encode(self, text: str, *, prompt: bool) -> list[int]:
+        """Ids of ``text``; a prompt gets the special tokens the model starts with, but no end token."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=prompt).ids
+        while prompt and len(ids) > 1 and ids[-1] in self.eos:
+            ids = ids[:-1]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` without special tokens."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def chat_template(self) -> str | None:
+        """The model's chat template, or None."""
+        if (self.folder / "chat_template.jinja").is_file():
+            return (self.folder / "chat_template.jinja").read_text("utf-8")
+        if not (self.folder / "tokenizer_config.json").is_file():
+            return None
+        template = read_json(self.folder / "tokenizer_config.json").get("chat_template")
+        return template if isinstance(template, str) else None
+
+
+def _backend(folder: Path) -> Backend:
+    if (folder / "tokenizer.json").is_file():
+        try:
+            return Backend.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exception for a malformed file
+            raise Refused(f"{folder / 'tokenizer.json'}: {error}", "the file is corrupt; fetch it again") from None
+    if (folder / "tokenizer.model").is_file():
+        from transformers import AutoTokenizer
+
+        backend: Backend = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        return backend
+    raise Refused(f"{folder} has no tokenizer.json", "copy the model's tokenizer files into the folder")
+
+
+def _end_tokens(folder: Path) -> tuple[int, ...]:
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            eos = read_json(folder / name).get("eos_token_id")
+            if eos is not None:
+                return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    raise Refused(f"{folder}: no eos_token_id in generation_config.json or config.json", "add the id of the end token")

@@ -1,0 +1,65 @@
+"""Logits of the training forward, remembered by digest, so that any later form can be held against them.
+
+Merge computes the logits of a few prompts with the adapter still attached, and stores their digest
+with the exact circumstances (`key`). Whoever later rebuilds the model from a file's integers, under
+the same circumstances, must get the same bits. Under other circumstances (another torch, another
+CPU) float32 matmuls may round differently: then there is nothing to compare with, never a pass.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeqaf.digest import Floats
+from edgeqaf.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # runtimes that need no torch use the prompts and the digest
+    from torch import nn
+
+PROMPTS = (
+    "Once upon a time there was a little girl who lived near the sea.",
+    "Please turn on the lamp in the kitchen at half past seven.",
+    "The quick brown fox jumps over the lazy dog, and then it sleeps.",
+    "Why is the sky blue? Because",
+)
+
+
+def prompts(tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of the built-in prompts."""
+    return [tokenizer.encode(text, prompt=True) for text in PROMPTS]
+
+
+def logits(model: "nn.Module", tokens: list[int]) -> Floats:
+    """float32 [len(tokens), vocab], one sequence, no padding, one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            out: Floats = model(torch.tensor([tokens])).logits[0].numpy()
+    finally:
+        torch.set_num_threads(threads)
+    return out
+
+
+def key() -> dict[str, str]:
+    """What the bits of a float32 forward depend on, beside the model and the tokens."""
+    import torch
+
+    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": "1"}
+
+
+def digest(sequences: list[Floats]) -> str:
+    """SHA-256 over the logits of every prompt, as little-endian float32."""
+    total = hashlib.sha256(b"edgeqaf logits 1\0")
+    for sequence in sequences:
+        total.update(np.ascontiguousarray(sequence, "<f4").data)
+    return total.hexdigest()
+
+
+def record(model: "nn.Module", tokens: list[list[int]]) -> dict[str, Any]:
+    """The witness entry of a manifest."""
+    sequences = [logits(model, ids) for ids in tokens]
+    return {"tokens": tokens, "logits": digest(sequences), "values": sum(s.size for s in sequences), "key": key()}

@@ -1,0 +1,125 @@
+"""Verify a dist folder: every artifact against the receipt, every runtime against the integers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgeqaf import plugins
+from edgeqaf.console import Advance, table
+from edgeqaf.digest import Floats
+from edgeqaf.dist import Dist
+from edgeqaf.errors import RuntimeAbsent, UsageError, VerificationFailed
+from edgeqaf.protocols import Artifact, RuntimeOptions
+from edgeqaf.qtensor import QTensor
+from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport
+from runtime_tests import ladder
+
+
+def verify(
+    dist: Dist,
+    runtimes: Sequence[str],
+    options: RuntimeOptions,
+    advance: Advance,
+    expected: Mapping[str, QTensor] | None = None,
+) -> VerificationReport:
+    """R0 for each artifact, then R1, R2 and R4 in each runtime that reads it.
+
+    expected: tensors to hold the runtimes against; by default those of the artifact itself, which R0
+    ties to the receipt's digests.
+    """
+    checks: list[Check] = []
+    names = sorted(runtimes, key=lambda name: (name != ladder.REFERENCE, name))
+    witness = dist.receipt.get("witness")
+    done = 0
+    for artifact in dist.artifacts:
+        checks.append(ladder.check_file(artifact, dist.digests))
+        advance(done := done + 1, f"R0 {artifact.format}")
+        own = {name: q for name, _, q in artifact.quantized()}
+        reference: list[Floats] = []
+        for job in ladder.jobs(artifact, expected or own, names, options):
+            if isinstance(job, Check):
+                checks.append(job)
+                continue
+            outcome = ladder.run(ladder.with_prompts(job, witness, reference))
+            checks += outcome.checks
+            if job.runtime == ladder.REFERENCE and outcome.logits:
+                reference = outcome.logits
+            if job.runtime == ladder.REFERENCE and outcome.logits and witness:
+                checks.append(_against_witness(artifact, witness, outcome.key, outcome.digest))
+            advance(done := done + 1, ladder.subject(job))
+    return VerificationReport(tuple(checks))
+
+
+def steps(dist: Dist, runtimes: Sequence[str]) -> int:
+    """How many times `verify` will advance at most."""
+    found = [plugins.find("runtimes", name) for name in runtimes]
+    return sum(1 + sum(len(r.configurations) for r in found if r.reads in (None, a.format)) for a in dist.artifacts)
+
+
+def require(report: VerificationReport, wanted: Sequence[str]) -> None:
+    """Turn what is missing into a failure: rungs ("R2") or runtimes ("llama.cpp") that must be there.
+
+    Raises RuntimeAbsent for an absent runtime, VerificationFailed for a difference or a missing rung.
+    """
+    if report.failures:
+        worst = report.failures[0]
+        detail = str(worst.first) if worst.first else worst.detail
+        raise VerificationFailed(
+            f"{len(report.failures)} of {len(report.checks)} checks failed; {worst.rung} {worst.subject}: {detail}",
+            "the file or the runtime is not what the receipt says: export again, or see the table for which tensor",
+        )
+    for item in wanted:
+        if item.upper() in RUNGS:
+            _require_rung(report, item.upper())
+            continue
+        name = plugins.resolve("runtimes", item)
+        absent = [c for c in report.absent if c.subject.startswith(name)]
+        if absent or not any(c.subject.startswith(name) for c in report.checks):
+            detail = absent[0].detail if absent else "nothing in this folder is for it, or --runtime left it out"
+            raise RuntimeAbsent(f"{name} is required but absent: {detail}", "install it, or drop it from --require")
+
+
+def _require_rung(report: VerificationReport, rung: str) -> None:
+    absent = [c for c in report.absent if c.rung <= rung]
+    if absent:
+        raise RuntimeAbsent(
+            f"{rung} is required, but {absent[0].subject} is absent: {absent[0].detail}",
+            "install it, or name the runtimes to check with --runtime",
+        )
+    accepted = (Verdict.EXACT, Verdict.BOUNDED) if rung == "R4" else (Verdict.EXACT,)
+    if not any(c.rung == rung and c.verdict in accepted for c in report.checks):
+        raise VerificationFailed(
+            f"{rung} is required, but no runtime reached it", f"rungs: {', '.join(RUNGS)}; see the table"
+        )
+
+
+def _against_witness(artifact: Artifact, witness: Mapping[str, Any], key: Mapping[str, str], digest: str) -> Check:
+    """R4: PyTorch's logits from this file's integers against those of the training forward, before the merge."""
+    subject = f"{ladder.REFERENCE} before and after merge, on {artifact.format}"
+    count, values = len(witness["tokens"]), witness["values"]
+    if dict(key) != witness["key"]:
+        was = ", ".join(f"{k} {v}" for k, v in witness["key"].items())
+        return Check("R4", subject, Verdict.ABSENT, count, detail=f"recorded with {was}: nothing to compare with here")
+    same = digest == witness["logits"]
+    verdict = Verdict.EXACT if same else Verdict.DIFFERENT
+    detail = "" if same else f"logits digest {digest[:16]}, recorded {witness['logits'][:16]}"
+    return Check("R4", subject, verdict, count, values, 0 if same else values, "logits", detail)
+
+
+def parse_runtimes(text: str | None) -> list[str]:
+    """Registry keys named by ``--runtime a,b``; all of them when it is not given."""
+    if text is None:
+        return plugins.names("runtimes")
+    found = [plugins.resolve("runtimes", name.strip()) for name in text.split(",") if name.strip()]
+    if not found:
+        raise UsageError("--runtime names no runtime", f"known: {', '.join(plugins.names('runtimes'))}")
+    return found
+
+
+def show(report: VerificationReport) -> None:
+    """The report as a table: one line a check, the verdict word, the counts, the reason."""
+    rows = []
+    for c in report.checks:
+        counts = f"{c.compared:,} {c.unit}" if c.compared else "-"
+        reason = f"{c.differing:,} differ: {c.first}; {c.detail}" if c.first else c.detail
+        rows.append((c.rung, c.subject, c.verdict.value, c.tensors or "-", counts, reason.removesuffix("; ")))
+    table("Verification ladder", ("rung", "who", "verdict", "tensors", "compared", "detail"), rows)
