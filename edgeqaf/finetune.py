@@ -12,6 +12,7 @@ A run resumed from any checkpoint ends in the same bits as one never interrupted
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from edgeqaf import __version__, checkpoint, plugins
 from edgeqaf.checkpoint import FORMAT, MANIFEST, read_json, write_json
@@ -46,7 +47,7 @@ from edgeqaf.trainer import (
     parameters,
 )
 
-SETTINGS, LOG, CONFIG = "finetune.json", "log.jsonl", "adapter_config.json"
+SETTINGS, LOG, CONFIG, STATE = "finetune.json", "log.jsonl", "adapter_config.json", "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,12 @@ def finetune(base: Path, data: Path, out: Path, settings: Settings, *, eval_data
     model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
     with progress(f"finetune {settings.method}", settings.steps) as advance:
         trainer = _trainer(out, model, method, options, settings, rows, held_out, Tokenizer(base).pad, advance)
-        last = checkpoints(out / "checkpoints")[-1:]
-        result = trainer.train(resume_from_checkpoint=str(last[0]) if last else None)
+        _train(trainer, model, next(reversed(checkpoints(out / "checkpoints")), None))
     if any(isinstance(c, Interrupt) and c.stopped for c in trainer.callback_handler.callbacks):
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {settings.steps}", "run the same command with --resume"
         )
-    return _finish(out, model, method, options, settings, record, result.training_loss, trainer)
+    return _finish(out, model, method, options, settings, record, trainer)
 
 
 def plan(base: Path, data: Path, settings: Settings) -> dict[str, int]:
@@ -237,22 +237,36 @@ def _write(path: Path, value: dict[str, Any]) -> None:
         write_json(part, value)
 
 
-def _final_held_out_loss(trainer: GridTrainer) -> float | None:
-    if not trainer.eval_dataset:
-        return None
-    last = next((e for e in reversed(trainer.state.log_history) if "eval_loss" in e), None)
-    if last is None or last["step"] < trainer.state.max_steps:
-        last = trainer.evaluate()
-    return float(last["eval_loss"])
+def _train(trainer: GridTrainer, model: nn.Module, last: Path | None) -> None:
+    """Train from the checkpoint ``last`` (or from the start) to the end."""
+    if last is not None and TrainerState.load_from_json(str(last / STATE)).global_step >= trainer.args.max_steps:
+        load_parameters(model, last / ADAPTER)  # transformers would take one step too many
+        trainer.state = TrainerState.load_from_json(str(last / STATE))
+        return
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+
+
+def _final_losses(out: Path, trainer: GridTrainer) -> tuple[float, float | None]:
+    """Mean training loss of the last tenth of the run, and the held-out loss at its end."""
+
+    def read() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (out / LOG).read_text("utf-8").splitlines()]
+
+    steps = trainer.args.max_steps
+    losses = [entry["loss"] for entry in read() if "loss" in entry][-max(1, steps // 10) :]
+    if trainer.eval_dataset and not any("eval_loss" in e and e["step"] == steps for e in read()):
+        trainer.evaluate()
+    held_out = [entry["eval_loss"] for entry in read() if "eval_loss" in entry][-1:]
+    return sum(losses) / len(losses), held_out[0] if held_out else None
 
 
 def _finish(out: Path, model: nn.Module, method: Method, options: Options, settings: Settings,
-            record: dict[str, Any], loss: float, trainer: GridTrainer) -> dict[str, Any]:  # fmt: skip
+            record: dict[str, Any], trainer: GridTrainer) -> dict[str, Any]:  # fmt: skip
     """Write adapter and manifest; then judge the run."""
     from safetensors.torch import save_file
 
     movements = layer_movements(model)
-    held_out = _final_held_out_loss(trainer)
+    loss, held_out = _final_losses(out, trainer)
     about = method.describe(model)
     layers = {name: asdict(m) | about.get(name, {}) for name, m in movements.items()}
     manifest = {

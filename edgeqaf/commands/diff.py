@@ -24,8 +24,7 @@ def command(
     if rows:
         table("", ("tensor", "difference", "codes", "share", "parameters"), rows)
     codes, weights = sum(c.codes for c in changes), sum(q.size for _, q in a.quantized())
-    say(
-        f"{len(changes)} of {len(a.tensors)} tensors differ, {codes:,} of {weights:,} codes ({codes / max(weights, 1):.2%})"
-    )
+    say(f"{len(changes)} of {len(a.tensors)} tensors differ")
+    say(f"{codes:,} of {weights:,} codes ({codes / max(weights, 1):.2%})")
     if json:
         emit({"roots": [a.root, b.root], "codes": codes, "weights": weights, "tensors": [vars(c) for c in changes]})

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 from edgeqaf.options import Json, LlamaLib
 
@@ -33,15 +34,13 @@ def command(llama_lib: LlamaLib = None, json: Json = False) -> None:
     table("Runtimes", ("runtime", "version", "reads"), rows)
     for kind in ("exporters", "commands"):
         plugins.names(kind)  # raises ShadowedPackage where another distribution owns the name
-    machine = {
+    machine: dict[str, Any] = {
         "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total,
         "disk_free_bytes": psutil.disk_usage(str(Path.cwd())).free,
     }  # fmt: skip
     say(f"edgeqaf {__version__}, Python {machine['python']}, {machine['system']}, {machine['cores']} cores")
-    say(
-        f"{psutil.virtual_memory().total / 1e9:.1f} GB memory, {psutil.disk_usage(str(Path.cwd())).free / 1e9:.1f} GB free here"
-    )
+    say(f"{machine['memory_bytes'] / 1e9:.1f} GB memory, {machine['disk_free_bytes'] / 1e9:.1f} GB of disk free here")
     if json:
         emit({"edgeqaf": __version__, "packages": packages, "runtimes": runtimes, "machine": machine})
 

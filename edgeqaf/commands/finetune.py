@@ -80,9 +80,7 @@ def _report(run: dict[str, Any], output: Path) -> None:
     loss = f", held-out loss {held_out:.3f}" if held_out is not None else ""
     say(f"{output}: {run['steps']} steps of {run['method']}{loss}")
     if moved.weights:
-        say(
-            f"codes moved: {moved.moved:,} of {moved.weights:,} ({moved.share:.1%}), by more than one: {moved.moved_far:,}"
-        )
+        say(f"codes moved: {moved.moved:,} of {moved.weights:,} ({moved.share:.1%})")
     if run["lossless"]:
         say(f"next: edgeqaf merge {output} -o merged")
     else:

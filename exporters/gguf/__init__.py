@@ -1,0 +1,155 @@
+"""GGUF for llama.cpp: the stored integers, block by block, in one file.
+
+Quantized tensors go straight from codes to blocks and back; every other tensor is written as
+float32, which holds any checkpoint's floats exactly. The bytes depend on the model alone: no name,
+date or path is among them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.checkpoint import QModel
+from edgeqaf.digest import Floats, Tensor
+from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid
+from edgeqaf.protocols import Stored
+from edgeqaf.qtensor import QTensor
+from edgeqaf.source import HEAD
+from exporters.gguf.artifact import StoredTensors, permuted, refuse_as_base
+from exporters.gguf.blocks import F32, F32_FILE, LAYOUTS, pack
+from exporters.gguf.container import TensorInfo, describe_tensors, padded, seal
+from exporters.gguf.metadata import check_architecture, dimensions, model_metadata, rope_factors
+from exporters.gguf.names import ROPE_FACTORS, Place, places
+from exporters.gguf.tokenizer import tokenizer_metadata
+
+FLOAT32 = "float32"  # what a manifest calls the grid of a float tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about the file but the tensors' values: its header, and what follows in which order."""
+
+    header: bytes
+    infos: list[TensorInfo]
+    places: list[Place]
+    factors: Floats | None
+
+    @property
+    def size(self) -> int:
+        return len(self.header) + sum(padded(info.size) for info in self.infos)
+
+
+class GGUF:
+    """The exporter; see `edgeqaf.protocols.Exporter`."""
+
+    filename: ClassVar[str] = "model.gguf"
+
+    def refuses(self, grid: Grid) -> str | None:
+        return None if grid.name in LAYOUTS else f"ggml has no block type that holds {grid.name} exactly"
+
+    def plan(self, model: QModel) -> int:
+        """The exact size of the file in bytes."""
+        return _plan(model).size
+
+    def export(self, model: QModel, path: Path) -> None:
+        plan = _plan(model)
+        with open(path, "xb") as file:
+            file.write(plan.header)
+            infos = iter(plan.infos)
+            if plan.factors is not None:
+                _write(file, plan.factors, next(infos))
+            for place, info in zip(plan.places, infos, strict=True):
+                _write(file, _in_file_form(model.tensors[place.logical], place), info)
+
+    def read_back(self, path: Path) -> Mapping[str, Stored]:
+        """Every logical tensor of a file this exporter wrote, from the file alone; all are checked first."""
+        return StoredTensors(path)
+
+    def refuse_as_base(self, path: Path, grid: Grid) -> NoReturn:
+        """Say why a GGUF file cannot be quantized onto ``grid``; any GGUF file is read for it."""
+        refuse_as_base(path, grid)
+
+
+exporter = GGUF()
+
+
+def _plan(model: QModel) -> Plan:
+    check_architecture(model.config)
+    sizes = dimensions(model.config)
+    grids, shapes = _outline(model)
+    if sizes.layers > len(grids):
+        raise Refused(f"config.json: {sizes.layers} layers in {len(grids)} tensors", "fetch the model again")
+    wanted = list(places(sizes, tied=HEAD not in grids))
+    unplaced = sorted(set(grids) ^ {place.logical for place in wanted})
+    if unplaced:
+        state = "has no place in" if unplaced[0] in grids else "is missing for"
+        raise Refused(
+            f"{unplaced[0]} {state} a Llama model of {sizes.layers} layers ({len(unplaced)} such tensors)",
+            "config.json and the tensors must belong to one Llama model without biases",
+        )
+    factors = rope_factors(model.config)
+    entries = [] if factors is None else [(ROPE_FACTORS, factors.shape, F32, factors.nbytes)]
+    weights: Counter[str] = Counter()
+    for place in wanted:
+        grid = grids[place.logical]
+        entries.append((place.stored, place.shape, *_type_and_size(place, grid, shapes[place.logical])))
+        weights[grid] += prod(place.shape) if grid in LAYOUTS else 0
+    most = weights.most_common(1)[0][0]
+    metadata = model_metadata(model.config, F32_FILE if most == FLOAT32 else LAYOUTS[most].file_type)
+    metadata |= tokenizer_metadata(model.folder, model.config, sizes.vocab)
+    infos = describe_tensors(entries)
+    return Plan(seal(metadata, infos), infos, wanted, factors)
+
+
+def _outline(model: QModel) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Grid name and shape of each tensor; a saved model's manifest tells without reading them."""
+    stated = model.manifest.get("tensors")
+    if stated is not None:
+        return {n: e["grid"] for n, e in stated.items()}, {n: tuple(e["shape"]) for n, e in stated.items()}
+    grids, shapes = {}, {}
+    for name, tensor in model.tensors.items():
+        grids[name] = tensor.grid.name if isinstance(tensor, QTensor) else FLOAT32
+        shapes[name] = tuple(tensor.shape)
+    return grids, shapes
+
+
+def _type_and_size(place: Place, grid: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if shape != place.shape:
+        raise Refused(
+            f"{place.logical} has shape {list(shape)}, config.json implies {list(place.shape)}",
+            "config.json belongs to another model",
+        )
+    if grid == FLOAT32:
+        return F32, 4 * prod(shape)
+    if grid not in LAYOUTS:
+        raise Refused(
+            f"{place.logical} is on grid {grid}, for which ggml has no block type",
+            f"quantize with one of {', '.join(LAYOUTS)}, or leave GGUF out",
+        )
+    if len(shape) != 2:
+        raise Refused(f"{place.logical} is on grid {grid} but has shape {list(shape)}", "keep vectors in float")
+    layout = LAYOUTS[grid]
+    return layout.ggml_type, prod(shape) // layout.weights * layout.block.itemsize
+
+
+def _in_file_form(tensor: Tensor, place: Place) -> NDArray[Any]:
+    stored = Stored(tensor, place.stored, place.rows)
+    tensor = permuted(tensor, stored.in_file_order)
+    return pack(tensor) if isinstance(tensor, QTensor) else tensor.astype("<f4", copy=False)
+
+
+def _write(file: BinaryIO, values: NDArray[Any], info: TensorInfo) -> None:
+    raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+    if raw.nbytes != info.size:
+        raise Refused(
+            f"{info.name} takes {raw.nbytes} bytes, {info.size} by its model's manifest", "make the model folder again"
+        )
+    file.write(raw.data)
+    file.write(bytes(padded(raw.nbytes) - raw.nbytes))

@@ -1,0 +1,126 @@
+"""Reading exported files back, and telling what a foreign GGUF file holds. Both take untrusted files."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf import plugins
+from edgeqaf.digest import Tensor
+from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid
+from edgeqaf.protocols import Stored
+from edgeqaf.qtensor import QTensor, check
+from exporters.gguf.blocks import F32, LAYOUTS, unpack
+from exporters.gguf.container import TensorInfo, padded
+from exporters.gguf.metadata import dimensions_in
+from exporters.gguf.names import OUTPUT, ROPE_FACTORS, Place, places
+from exporters.gguf.reader import Contents, check_seal, parse
+
+GRIDS = {layout.ggml_type: name for name, layout in LAYOUTS.items()}
+SIZES = {F32: (1, 4)} | {x.ggml_type: (x.weights, x.block.itemsize) for x in LAYOUTS.values()}
+AGAIN = "the file was damaged or not made by this exporter; export it again"
+
+
+class StoredTensors(Mapping[str, Stored]):
+    """The logical tensors of an exported file: all checked at the start, then read as they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._contents = parse(path, SIZES)
+        check_seal(self._contents)
+        self._places = {place.logical: place for place in _places(self._contents)}
+        for name in self._places:
+            self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, name: str) -> Stored:
+        place = self._places[name]
+        info = self._contents.tensors[place.stored]
+        where = f"{self._contents.path}: {info.name}"
+        raw = self._contents.read(self._contents.start + info.offset, padded(info.size))
+        if any(raw[info.size :]):
+            raise Refused(f"{where} is followed by padding that is not zero", AGAIN)
+        stored = Stored(_tensor(raw[: info.size], info, where), place.stored, place.rows)
+        return Stored(permuted(stored.tensor, stored.in_logical_order), stored.name, stored.rows)
+
+
+def permuted(tensor: Tensor, order: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
+    """``tensor`` with its rows reordered, codes and parameters together."""
+    if not isinstance(tensor, QTensor):
+        return order(tensor)
+    zero = None if tensor.zero is None else order(tensor.zero)
+    return tensor.replace(codes=order(tensor.codes), scale=order(tensor.scale), zero=zero)
+
+
+def _places(contents: Contents) -> list[Place]:
+    """Where each tensor of the model is, provided the file has exactly the tensors its metadata implies."""
+    path, tensors = contents.path, contents.tensors
+    architecture = _architecture(contents)
+    if architecture != "llama":
+        raise Refused(f"{path}: architecture {architecture!r} is not llama", AGAIN)
+    sizes = dimensions_in(contents.metadata)
+    if sizes.layers > len(tensors):
+        raise Refused(f"{path}: {sizes.layers} layers in {len(tensors)} tensors", AGAIN)
+    found = list(places(sizes, tied=OUTPUT not in tensors))
+    unplaced = sorted((set(tensors) - {ROPE_FACTORS}) ^ {place.stored for place in found})
+    if unplaced:
+        state = "is not part of" if unplaced[0] in tensors else "is missing from"
+        raise Refused(f"{path}: {unplaced[0]} {state} this model", AGAIN)
+    for place in found:
+        if tensors[place.stored].shape != place.shape:
+            shape = list(tensors[place.stored].shape)
+            raise Refused(f"{path}: {place.stored} has shape {shape}, the metadata implies {list(place.shape)}", AGAIN)
+    return found
+
+
+def _tensor(raw: bytes, info: TensorInfo, name: str) -> Tensor:
+    if info.type != F32:
+        if len(info.shape) != 2:
+            raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)
+        return check(unpack(raw, plugins.find("grids", GRIDS[info.type]), (info.shape[0], info.shape[1])), name)
+    values = np.frombuffer(raw, "<f4").reshape(info.shape)
+    if not np.isfinite(values).all():
+        index = [int(i[0]) for i in np.nonzero(~np.isfinite(values))]
+        raise Refused(f"{name}{index} is {values[tuple(index)]}", AGAIN)
+    return values.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a GGUF file says it holds. tensors: name -> (ggml type name, shape [out, in])."""
+
+    architecture: str
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def describe(path: Path) -> Description:
+    """The architecture and tensors of any GGUF file, its header validated, its tensors unread."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    contents = parse(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
+    tensors = {n: (GGMLQuantizationType(info.type).name, info.shape) for n, info in contents.tensors.items()}
+    return Description(_architecture(contents), tensors)
+
+
+def refuse_as_base(path: Path, grid: Grid) -> NoReturn:
+    """Say why a GGUF file cannot be quantized, naming the first matrix that does not fit ``grid`` either."""
+    found = describe(path)
+    cause = f"{path} is a GGUF file ({found.architecture}, {len(found.tensors)} tensors); importing GGUF is not offered"
+    for name, (_, shape) in found.tensors.items():
+        if name.startswith("blk.") and len(shape) == 2 and not grid.fits(shape[1]):
+            cause += f", and the rows of {shape[1]} in {name} do not divide into {grid.name}'s blocks of {grid.block}"
+            break
+    raise Refused(cause, "pass the Hugging Face folder that the file was converted from (config.json, *.safetensors)")
+
+
+def _architecture(contents: Contents) -> str:
+    value = contents.metadata.get("general.architecture")
+    return value.data.decode("utf-8", "replace") if value and isinstance(value.data, bytes) else "unknown"

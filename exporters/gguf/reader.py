@@ -1,0 +1,227 @@
+"""Reading the header of an untrusted GGUF file.
+
+Everything is validated before it is allocated: `parse` reads forward, never takes more bytes than
+the file still has, and refuses what it does not understand, duplicates, tensors that overlap or
+leave gaps (their offsets must be the ones their sizes imply, as ggml demands too), and bytes that
+no field accounts for.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.errors import Refused
+from exporters.gguf.container import (
+    ALIGNMENT,
+    BLANK,
+    MAGIC,
+    NUMBERS,
+    SEAL,
+    VERSION,
+    TensorInfo,
+    Type,
+    Value,
+    header_digest,
+    padded,
+)
+
+MAX_HEADER, MAX_STRING, MAX_ARRAY, MAX_ENTRIES, MAX_NAME, MAX_DIMS = 10**8, 2**24, 2**22, 2**16, 63, 4
+MAX_ALIGNMENT = 2**20
+DAMAGED = "the file is damaged or not a GGUF file; export or fetch it again"
+PRINTABLE = re.compile(rb"[!-.0-~]+")  # printable ASCII without the slash
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A parsed header. start: where in the file the data begins, in bytes; stamp: which file it was."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    tensors: Mapping[str, TensorInfo]
+    start: int
+    stamp: tuple[int, ...]
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the file that was parsed; refuses one that changed since, or ends before them."""
+        with open_regular(self.path) as file:
+            if _stamp(file) != self.stamp:
+                raise Refused(f"{self.path} changed while it was read", "leave the file alone and try again")
+            file.seek(offset)
+            data = file.read(size)
+        if len(data) != size:
+            raise Refused(f"{self.path} ends at byte {offset + len(data)}, {offset + size} expected", DAMAGED)
+        return data
+
+
+def check_seal(contents: Contents) -> None:
+    """Refuse a header that was changed after `seal`, or never sealed."""
+    path, found = contents.path, contents.metadata.get(SEAL)
+    if found is None or not isinstance(found.data, bytes) or len(found.data) != len(BLANK):
+        raise Refused(f"{path} has no {SEAL}", "only files that edgeqaf exported are read back; export the model again")
+    header = contents.read(0, contents.start)
+    expected = header_digest(header, found.data)
+    if found.data != expected:
+        raise Refused(
+            f"{path}: {SEAL} is {found.data.decode('ascii', 'replace')}, the header's is {expected.decode()}",
+            "the file was damaged or edited after export; export it again",
+        )
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; refuse what is missing, a folder, a pipe or a device."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise Refused(f"{path}: {error.strerror}", "check the path") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Refused(f"{path} is not a regular file", "pass a .gguf file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def parse(path: Path, sizes: Mapping[int, tuple[int, int]]) -> Contents:
+    """Read and validate the header of ``path``. sizes: ggml type -> (weights, bytes) per block."""
+    with open_regular(path) as file:
+        reader = _Reader(file, path)
+        if reader.take(4, "magic") != MAGIC:
+            raise reader.refusal("the first four bytes are not GGUF")
+        version = reader.integer("<u4", "version")
+        if version != VERSION:
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big") == VERSION
+            raise reader.refusal(f"GGUF version {version}{' (big endian)' if swapped else ''}, this reads {VERSION}")
+        tensors = reader.count("tensor count", MAX_ENTRIES, 8 + 4 + 8 + 4 + 8)
+        entries = reader.count("metadata count", MAX_ENTRIES, 8 + 4 + 1)
+        metadata: dict[str, Value] = {}
+        for _ in range(entries):
+            key = reader.name("metadata key", MAX_STRING)
+            if key in metadata:
+                raise reader.refusal(f"metadata key {key} appears twice")
+            metadata[key] = reader.value(key)
+        alignment = reader.alignment(metadata.get("general.alignment"))
+        infos: dict[str, TensorInfo] = {}
+        end = 0
+        for _ in range(tensors):
+            info = reader.tensor(sizes, end)
+            if info.name in infos:
+                raise reader.refusal(f"tensor {info.name} appears twice")
+            infos[info.name] = info
+            end = padded(info.offset + info.size, alignment)
+        start = padded(reader.position, alignment)
+        reader.zeros(start - reader.position, "the padding after the header")
+        last = max((i.offset + i.size for i in infos.values()), default=0)
+        if start + last > reader.size or reader.size > start + end:
+            name = next(reversed(infos), "the header")
+            raise reader.refusal(f"{reader.size} bytes long, but {name} ends at byte {start + last}")
+        return Contents(path, metadata, infos, start, _stamp(file))
+
+
+class _Reader:
+    """Forward reading with every length checked against what the file still has."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self.size = os.fstat(file.fileno()).st_size
+        self.position = 0
+
+    def refusal(self, cause: str) -> Refused:
+        return Refused(f"{self._path}: {cause}", DAMAGED)
+
+    def take(self, size: int, what: str) -> bytes:
+        left = min(self.size, MAX_HEADER) - self.position
+        if size > left:
+            raise self.refusal(f"{what} needs {size} bytes at byte {self.position}, the header may take {left} more")
+        data = self._file.read(size)
+        if len(data) != size:
+            raise self.refusal(f"{what}: the file shrank while it was read")
+        self.position += size
+        return data
+
+    def integer(self, kind: str, what: str) -> int:
+        return int(np.frombuffer(self.take(np.dtype(kind).itemsize, what), kind)[0])
+
+    def count(self, what: str, limit: int, least_bytes: int) -> int:
+        """A u64 that counts things of at least ``least_bytes`` each."""
+        number = self.integer("<u8", what)
+        if number > limit or number * least_bytes > self.size - self.position:
+            left = self.size - self.position
+            raise self.refusal(f"{what} is {number}; the limit is {limit}, and the file has {left} bytes left")
+        return number
+
+    def string(self, what: str, limit: int) -> bytes:
+        return self.take(self.count(f"length of {what}", limit, 1), what)
+
+    def name(self, what: str, limit: int) -> str:
+        text = self.string(what, limit)
+        if not PRINTABLE.fullmatch(text) or b".." in text:
+            raise self.refusal(f"{what} {text[:64]!r} is not a name")
+        return text.decode("ascii")
+
+    def kind(self, key: str) -> Type:
+        number = self.integer("<u4", f"type of {key}")
+        if number not in set(Type):
+            raise self.refusal(f"{key} has unknown metadata type {number}")
+        return Type(number)
+
+    def value(self, key: str) -> Value:
+        kind = self.kind(key)
+        if kind is Type.STRING:
+            return Value(kind, self.string(key, MAX_STRING))
+        if kind is not Type.ARRAY:
+            return Value(kind, self.numbers(key, kind, 1)[0].item())
+        of = self.kind(key)
+        if of is Type.ARRAY:
+            raise self.refusal(f"{key} is an array of arrays")
+        if of is Type.STRING:
+            count = self.count(f"length of {key}", MAX_ARRAY, 8)
+            return Value(kind, [self.string(key, MAX_STRING) for _ in range(count)], of)
+        return Value(kind, self.numbers(key, of, self.count(f"length of {key}", MAX_ARRAY, 1)), of)
+
+    def numbers(self, key: str, kind: Type, count: int) -> NDArray[np.generic]:
+        dtype = np.dtype(NUMBERS[kind])
+        values = np.frombuffer(self.take(count * dtype.itemsize, key), dtype)
+        if kind is Type.BOOL and count and int(values.max()) > 1:
+            raise self.refusal(f"{key} holds {int(values.max())} as a truth value")
+        return values
+
+    def alignment(self, value: Value | None) -> int:
+        if value is None:
+            return ALIGNMENT
+        number = value.data
+        if value.type is not Type.UINT32 or not isinstance(number, int) or number.bit_count() != 1:
+            raise self.refusal(f"general.alignment is {number!r}, not a power of two")
+        if number > MAX_ALIGNMENT:
+            raise self.refusal(f"general.alignment is {number}; the limit is {MAX_ALIGNMENT}")
+        return number
+
+    def tensor(self, sizes: Mapping[int, tuple[int, int]], expected_offset: int) -> TensorInfo:
+        name = self.name("tensor name", MAX_NAME)
+        dims = self.integer("<u4", f"{name}: number of dimensions")
+        if not 1 <= dims <= MAX_DIMS:
+            raise self.refusal(f"{name} has {dims} dimensions; 1 to {MAX_DIMS} are allowed")
+        shape = tuple(self.integer("<u8", f"{name}: shape") for _ in range(dims))[::-1]
+        kind, offset = self.integer("<u4", f"{name}: type"), self.integer("<u8", f"{name}: offset")
+        if kind not in sizes:
+            raise self.refusal(f"{name} has ggml type {kind}, which is not read; known: {sorted(sizes)}")
+        block, block_bytes = sizes[kind]
+        if 0 in shape or shape[-1] % block:
+            raise self.refusal(f"{name}: shape {list(shape)} does not fit ggml type {kind}'s block of {block}")
+        if offset != expected_offset:
+            raise self.refusal(f"{name} begins at offset {offset}, {expected_offset} expected: tensors overlap or gap")
+        return TensorInfo(name, shape, kind, offset, prod(shape) // block * block_bytes)
+
+    def zeros(self, size: int, what: str) -> None:
+        if any(self.take(size, what)):
+            raise self.refusal(f"{what} is not zero")
