@@ -1,7 +1,6 @@
 """Which model answers, in which runtime: the subjects that `edgeqaf eval` can score."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ import torch
 from torch import nn
 
 from edgeqaf import checkpoint, evaluate, plugins
+from edgeqaf.child import stream
 from edgeqaf.data import Task
 from edgeqaf.dist import open_dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError
 from edgeqaf.finetune import load_run
 from edgeqaf.modeling import build
-from edgeqaf.protocols import Runtime, RuntimeOptions
+from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions
 from edgeqaf.tokenizer import Tokenizer
 
 
@@ -98,15 +98,10 @@ def _artifact(folder: Path, runtime_name: str, configuration: str | None, option
         raise UsageError(f"{name} has no configuration {configuration!r}", f"known: {', '.join(known)}")
     chosen = known[configuration] if configuration else runtime.configurations[-1]
 
-    @contextmanager
-    def opened() -> Iterator[Any]:
-        with runtime.open(artifacts[0], chosen, options) as session:
-            yield session
-
     def answers(tasks: Sequence[Task], limit: int) -> Iterator[str]:
-        with opened() as session:
-            for ids in session.generate([session.encode(task.prompt) for task in tasks], limit):
-                yield session.decode(ids)
+        prompts = [task.prompt for task in tasks]
+        arguments = (name, artifacts[0], chosen, options, prompts, limit)
+        yield from _generate(*arguments) if runtime.reads is None else stream(name, _generate, *arguments)
 
     return Subject(
         f"{artifacts[0].format} artifact",
@@ -115,3 +110,12 @@ def _artifact(folder: Path, runtime_name: str, configuration: str | None, option
         artifacts[0].reference,
         answers,
     )
+
+
+def _generate(name: str, artifact: Artifact, configuration: Configuration, options: RuntimeOptions,
+              prompts: Sequence[str], limit: int) -> Iterator[str]:  # fmt: skip
+    """The text that one runtime generates from an artifact for each prompt, in order."""
+    runtime: Runtime = plugins.find("runtimes", name)
+    with runtime.open(artifact, configuration, options) as session:
+        for ids in session.generate([session.encode(prompt) for prompt in prompts], limit):
+            yield session.decode(ids)

@@ -75,6 +75,8 @@ class FloatModel(Mapping[str, Floats]):
             try:
                 file = safe_open(path, framework="numpy")
                 for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                    if name.endswith(".rotary_emb.inv_freq"):
+                        continue  # old checkpoints carry this table; it follows from the config
                     dtype = file.get_slice(name).get_dtype()
                     if dtype not in FLOATS:
                         raise Refused(

@@ -6,10 +6,7 @@ The tensors a runtime is held against are ``expected``: those of the artifact it
 tied them to the model's digests, or those of a model folder the user names.
 """
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf import plugins, witness
+from edgeqaf.child import stream
 from edgeqaf.digest import Floats, tensor_digest
 from edgeqaf.errors import EdgeqafError, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions, Session
@@ -26,7 +24,6 @@ from edgeqaf.tokenizer import Tokenizer
 from runtime_tests import probes
 
 REFERENCE = "torch_cpu"
-TIMEOUT = 3600  # seconds one configuration may take
 
 
 @dataclass(frozen=True)
@@ -94,20 +91,18 @@ def with_prompts(job: Job, recorded: Mapping[str, Any] | None, reference: Sequen
 
 def run(job: Job) -> Outcome:
     """Run one job in a child process; its death, or what it refuses, becomes a Check."""
-    context = multiprocessing.get_context("spawn")
     name = subject(job)
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        try:
-            return pool.submit(climb, job).result(timeout=TIMEOUT)
-        except RuntimeAbsent as absent:
-            return Outcome([Check("R1", name, Verdict.ABSENT, detail=str(absent))], [])
-        except EdgeqafError as error:
-            return Outcome([Check("R1", name, Verdict.REFUSED, detail=str(error))], [])
-        except (BrokenProcessPool, TimeoutError) as error:
-            fault = (
-                "the runtime's process died" if isinstance(error, BrokenProcessPool) else f"no answer in {TIMEOUT} s"
-            )
-            return Outcome([Check("R1", name, Verdict.REFUSED, detail=fault)], [])
+    try:
+        outcome: Outcome = next(stream(name, _climb_once, job))
+        return outcome
+    except RuntimeAbsent as absent:
+        return Outcome([Check("R1", name, Verdict.ABSENT, detail=str(absent))], [])
+    except EdgeqafError as error:
+        return Outcome([Check("R1", name, Verdict.REFUSED, detail=str(error))], [])
+
+
+def _climb_once(job: Job) -> Iterator[Outcome]:
+    yield climb(job)
 
 
 def climb(job: Job) -> Outcome:

@@ -8,18 +8,17 @@ import typer
 
 from edgeqaf import console
 from edgeqaf.errors import OutOfResources
+from edgeqaf.options import Json
 
 command = typer.Typer(name="devices", no_args_is_help=True, help="Device profiles, and whether a model fits one.")
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @command.command("list")
-def list_profiles(as_json: AsJson = False) -> None:
-    """List the device profiles."""
+def list_profiles(as_json:     """List the device profiles."""
     from devices import profile
 
     profiles = [profile.find(name) for name in profile.names()]
-    if as_json:
+    if json:
         console.emit({"devices": [{"name": p.name, "title": p.title, "kind": p.kind} for p in profiles]})
         return
     rows = [(p.name, p.title, _mib(p.memory_bytes.value), _mib(p.budget_bytes), _value(p.isa)) for p in profiles]
@@ -29,13 +28,12 @@ def list_profiles(as_json: AsJson = False) -> None:
 @command.command()
 def show(
     name: Annotated[str, typer.Argument(help="A profile's name; a unique beginning is enough.")],
-    as_json: AsJson = False,
-) -> None:
+    as_json: ) -> None:
     """Show every figure of one profile with its source."""
     from devices import profile
 
     found = profile.find(name)
-    if as_json:
+    if json:
         console.emit(asdict(found) | {"budget_bytes": found.budget_bytes})
         return
     rows = [(entry, _value(figure), _provenance(figure)) for entry, figure in found.figures()]
@@ -49,15 +47,14 @@ def fit(
     context: Annotated[int | None, typer.Option(help="Tokens of context; default: the profile's.")] = None,
     artifact: Annotated[str, typer.Option("--format", help="The artifact to deploy: gguf or onnx.")] = "gguf",
     grid: Annotated[str, typer.Option(help="For a float model: the grid to plan for.")] = "q4_0",
-    as_json: AsJson = False,
-) -> None:
+    as_json: ) -> None:
     """Tell whether a model fits a device's memory; exit code 5 if it does not."""
     from devices import fit as fitting
     from devices import profile, size
 
     found, sized = profile.find(device), size.size(model, artifact, grid)
     result = fitting.fits(sized, found, context)
-    if as_json:
+    if json:
         console.emit(asdict(result) | {"fits": result.fits, "total_bytes": result.total_bytes, "origin": sized.origin})
     else:
         _print_fit(result, found, sized)

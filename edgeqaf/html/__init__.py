@@ -16,11 +16,12 @@ from edgeqaf.errors import UsageError
 from edgeqaf.html import inputs, plots
 from edgeqaf.html.inputs import LOG, Log, Receipt, Run, Score
 from edgeqaf.movement import Movement
-from edgeqaf.report import Check, VerificationReport, Verdict
+from edgeqaf.report import RUNGS, Check, VerificationReport, Verdict
 
 SYMBOLS = {
     Verdict.EXACT: "=", Verdict.BOUNDED: "≈", Verdict.DIFFERENT: "≠", Verdict.REFUSED: "✕", Verdict.ABSENT: "–",
 }  # fmt: skip
+RUNG_NAMES = dict(zip(RUNGS, ("file", "weights", "kernels", "layers", "logits"), strict=True))
 
 
 class Tone(Enum):
@@ -61,6 +62,20 @@ class Export:
     @property
     def counts(self) -> dict[Verdict, int]:
         return {v: sum(c.verdict is v for c in self.checks or ()) for v in Verdict}
+
+    @property
+    def rungs(self) -> list[str]:
+        return sorted({c.rung for c in self.checks or ()})
+
+    @property
+    def by_subject(self) -> dict[str, list[Check]]:
+        subjects = dict.fromkeys(c.subject for c in self.checks or ())
+        return {subject: [c for c in self.checks or () if c.subject == subject] for subject in subjects}
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether a check is neither exact nor bounded, so that its reason should be seen at once."""
+        return any(c.verdict not in (Verdict.EXACT, Verdict.BOUNDED) for c in self.checks or ())
 
     @property
     def damaged(self) -> list[str]:
@@ -143,7 +158,7 @@ def render(page: Page) -> str:
     shares = [m.share for layers in page.layers.values() for m in layers.values()]
     text = environment.get_template("report.html.j2").render(
         page=page, tone=tone, sentence=sentence, curves=_curves(page), top=plots.nice_top(shares), plots=plots,
-        percent=percent, total=lambda layers: sum(layers.values(), Movement()), SYMBOLS=SYMBOLS, version=__version__,
+        percent=percent, total=lambda layers: sum(layers.values(), Movement()), SYMBOLS=SYMBOLS, RUNG_NAMES=RUNG_NAMES, version=__version__,
     )  # fmt: skip
     return text.translate({ord(c): 0xFFFD for c in set(text) if not (c.isprintable() or c == "\n")})
 

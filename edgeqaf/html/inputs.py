@@ -16,7 +16,7 @@ from edgeqaf.checkpoint import MANIFEST, read_json, read_manifest
 from edgeqaf.digest import merkle_root
 from edgeqaf.errors import Refused
 from edgeqaf.movement import Movement
-from edgeqaf.report import Check
+from edgeqaf.report import RUNGS, Check
 
 LOG, CONFIG, VERIFICATION = "log.jsonl", "adapter_config.json", "verify.json"
 LONGEST_LINE = 2**16  # bytes; a line of the log has a few hundred
@@ -194,6 +194,9 @@ def read_verification(folder: Path, receipt: Receipt) -> Verification | None:
     if not path.is_file():
         return None
     found = _read(Verification, path)
+    unknown = [c.rung for c in found.checks if c.rung not in RUNGS]
+    if unknown:
+        raise Refused(f"{path}: no rung is named {unknown[0]!r}", f"rungs: {', '.join(RUNGS)}; run: edgeqaf verify")
     if found.root not in (None, receipt.root):
         raise Refused(
             f"{path} is about root {found.root[:12]}, this folder is {receipt.root[:12]}", "run: edgeqaf verify"

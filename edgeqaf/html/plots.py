@@ -18,7 +18,7 @@ Point = tuple[int, float]
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # in the order of the forward pass
 COLOURS = 6  # series classes of the style sheet; after them the dash pattern changes
 MOST_POINTS = 600  # of one line; a bucket of more keeps its extremes
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 66, 14, 14, 52
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 66, 24, 14, 52
 CELL_WIDTH, CELL_HEIGHT, MARGIN = 76, 30, 76
 
 
@@ -157,7 +157,7 @@ def _cell(svg: Element, x: float, y: float, name: str, m: Movement, top: float) 
         height=CELL_HEIGHT - 2,
         fill_opacity=f"{strength:.3f}",
     )
-    _text(group, x + CELL_WIDTH / 2, y + 20, f"{100 * m.share:.1f}", cls="on" if strength > 0.55 else "off")
+    _text(group, x + CELL_WIDTH / 2, y + 20, f"{100 * m.share:.1f}", cls="on" if strength > 0.6 else "off")
 
 
 def _scale(svg: Element, y: float, width: float, top: float) -> None:
@@ -185,7 +185,7 @@ def _fitting(values: Sequence[float], start: float, end: float) -> Axis:
         return _linear([*values, 0.0], start, end)
     low, high = min(values), max(values)
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
-    many = len(decades) > 4
+    many = len(decades) > 6
     ticks = [m * 10.0**e for e in decades[:: 1 + len(decades) // 8] for m in ((1,) if many else (1, 3))]
     return Axis(low, high, start, end, True, tuple(t for t in ticks if low <= t <= high))
 

@@ -115,9 +115,7 @@ def test_merge_catches_an_adapter_that_is_not_the_run_s(runs: dict[str, Path], t
     tensors[name] = tensors[name] + 1
     save_file(tensors, run / "adapter_model.safetensors")
     base = runs["lowrank"] / json.loads((run / "finetune.json").read_text())["base"]
-    with pytest.raises(
-        VerificationFailed, match="model.layers.0.mlp.down_proj.weight: folding the adapter gives other"
-    ):
+    with pytest.raises(VerificationFailed, match=r"0\.mlp\.down_proj\.weight: folding the adapter gives other"):
         merge(run, tmp_path / "merged", base=base.resolve())
 
 

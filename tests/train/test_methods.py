@@ -102,8 +102,8 @@ def test_lowrank_product_is_exact_against_integers() -> None:
 
 
 def test_lowrank_rank_beyond_exactness_is_refused() -> None:
+    method, options = method_of("lowrank", {"rank": 65})
     with pytest.raises(UsageError, match=r"rank 65 is outside 1\.\.64"):
-        method, options = method_of("lowrank", {"rank": 65})
         method.layer(layer_for("lowrank", "q4_0").q, options, torch.Generator())
 
 

@@ -1,0 +1,1 @@
+"""ctypes bindings to a stock llama.cpp: its library, GGUF reader, matrix product and whole models."""

@@ -1,0 +1,78 @@
+"""Tensors of a GGUF file as ggml itself finds and decodes them.
+
+ggml's own reader parses the file and says where each tensor lies, as llama.cpp's loader does; the
+bytes are then mapped, never copied whole. Decoding is the type's ``to_float``.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.digest import Floats
+from edgeqaf.errors import Refused
+from runtime_tests.ggml import structs
+from runtime_tests.ggml.library import Library
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor as the file stores it.
+
+    shape: logical order, slowest axis first: [out, in] for a matrix; rows as the file has them.
+    data:  its bytes, mapped.
+    """
+
+    name: str
+    type: int
+    type_name: str
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+
+class GgufFile:
+    """A GGUF file opened by ggml. Raises Refused for a file it does not accept."""
+
+    def __init__(self, library: Library, path: Path) -> None:
+        self._c, self._path = library.c, path
+        library.log.clear()
+        self._gguf = self._c.gguf_init_from_file(bytes(path), structs.GgufParams(no_alloc=True, ctx=None))
+        if not self._gguf:
+            raise Refused(f"{path}: llama.cpp does not accept it: {library.log.message()}", "export the model again")
+        self._bytes = np.memmap(path, np.uint8, "r")
+
+    def close(self) -> None:
+        self._c.gguf_free(self._gguf)
+
+    def tensor(self, name: str) -> FileTensor:
+        """The tensor ``name``; raises Refused where the file has none, or ends before its data does."""
+        index = self._c.gguf_find_tensor(self._gguf, name.encode())
+        if index < 0:
+            raise Refused(f"{self._path}: llama.cpp finds no tensor {name}", "export the model again")
+        start = self._c.gguf_get_data_offset(self._gguf) + self._c.gguf_get_tensor_offset(self._gguf, index)
+        end = start + self._c.gguf_get_tensor_size(self._gguf, index)
+        if end > self._bytes.size:
+            raise Refused(
+                f"{self._path}: {name} ends at byte {end}, the file at {self._bytes.size}", "export the model again"
+            )
+        kind = self._c.gguf_get_tensor_type(self._gguf, index)
+        sizes = list(self._c.gguf_get_tensor_ne(self._gguf, index).contents)
+        while len(sizes) > 1 and sizes[-1] == 1:
+            sizes.pop()
+        return FileTensor(
+            name, kind, self._traits(kind).type_name.decode(), (*reversed(sizes),), self._bytes[start:end]
+        )
+
+    def decode(self, tensor: FileTensor) -> Floats:
+        """ggml's own decode: float32, shaped like the tensor."""
+        if tensor.type == structs.TYPE_F32:  # the one type without a to_float
+            return tensor.data.view(np.float32).reshape(tensor.shape).copy()
+        weights = np.empty(tensor.shape, np.float32)
+        to_float = structs.ToFloat(self._traits(tensor.type).to_float)
+        to_float(tensor.data.ctypes.data, weights.ctypes.data, weights.size)
+        return weights
+
+    def _traits(self, kind: int) -> Any:
+        return self._c.ggml_get_type_traits(kind).contents

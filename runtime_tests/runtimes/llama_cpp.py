@@ -1,0 +1,109 @@
+"""llama.cpp on the CPU: the stock library reads the GGUF file that will be shipped.
+
+Two configurations, because llama.cpp has two families of kernels for the same bytes. ``repack`` is
+its default, which rearranges the matrices it can while loading; ``plain`` keeps the file's layout.
+Both round activations to 8 bits per block.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from edgeqaf.digest import Floats
+from edgeqaf.errors import RuntimeAbsent
+from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
+from runtime_tests.ggml.file import GgufFile
+from runtime_tests.ggml.library import Library, load
+from runtime_tests.ggml.matmul import Cpu, Matrix
+from runtime_tests.ggml.model import Model
+
+REPACK = "repack"
+
+
+class LlamaCpp:
+    """The llama.cpp runtime; see `edgeqaf.protocols.Runtime`."""
+
+    reads: ClassVar[str | None] = "gguf"
+    configurations: ClassVar[tuple[Configuration, ...]] = (
+        Configuration("plain", int8_activations=True, offset_form=Form.FUSED),
+        Configuration(REPACK, int8_activations=True, offset_form=Form.FUSED),
+    )
+
+    def availability(self, options: RuntimeOptions) -> Availability:
+        try:
+            return Availability(load(options.llama_lib).version)
+        except RuntimeAbsent as absent:
+            return Availability(None, f"{absent.cause}; {absent.remedy}")
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions
+    ) -> Iterator["LlamaCppSession"]:
+        with ExitStack() as resources:
+            yield LlamaCppSession(load(options.llama_lib), artifact.path, configuration, options.threads, resources)
+
+
+class LlamaCppSession:
+    """One GGUF file in llama.cpp; see `edgeqaf.protocols.Session`.
+
+    Opening parses the file. The whole model is loaded at the first question that needs it, so that
+    asking for single matrices takes the memory of one matrix.
+    """
+
+    def __init__(
+        self, library: Library, path: Path, configuration: Configuration, threads: int, resources: ExitStack
+    ) -> None:
+        self._library, self._path, self._threads, self._resources = library, path, threads, resources
+        self._repack = configuration.name == REPACK
+        self._file = GgufFile(library, path)
+        resources.callback(self._file.close)
+        self._cpu = Cpu(library, threads)
+        resources.callback(self._cpu.close)
+        self._matrix: tuple[str, Matrix] | None = None
+        resources.callback(self._drop_matrix)
+
+    def weights(self, stored: Stored) -> Floats:
+        weights: Floats = stored.in_logical_order(self._file.decode(self._file.tensor(stored.name)))
+        return weights
+
+    def linear(self, stored: Stored, x: Floats) -> Floats:
+        """Raises RuntimeAbsent where this CPU has no repacked layout for the tensor."""
+        y = self._loaded(stored.name).multiply(x)
+        return np.ascontiguousarray(stored.in_logical_order(y.T).T)
+
+    def logits(self, tokens: Sequence[int]) -> Floats:
+        return self._model.logits(tokens)
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._model.decode(tokens)
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
+        return self._model.generate(prompts, max_new_tokens)
+
+    @cached_property
+    def _model(self) -> Model:
+        model = Model(self._library, self._path, self._repack, self._threads)
+        self._resources.callback(model.close)
+        return model
+
+    def _loaded(self, name: str) -> Matrix:
+        """The matrix ``name`` in its buffer; the last one asked for is kept, for batches of probes."""
+        if self._matrix is None or self._matrix[0] != name:
+            self._drop_matrix()
+            self._matrix = name, Matrix(self._cpu, self._file.tensor(name), self._repack)
+        return self._matrix[1]
+
+    def _drop_matrix(self) -> None:
+        if self._matrix:
+            self._matrix[1].close()
+        self._matrix = None
+
+
+runtime = LlamaCpp()
