@@ -47,6 +47,7 @@ class Check:
     tensors:       quantized tensors (R0: all tensors; R4: prompts) looked at.
     compared, differing: numbers of values; unit says of what.
     detail:        version, cause of a bound, or why something is absent.
+    wrong:         names of the tensors that differ.
     """
 
     rung: str
@@ -58,6 +59,7 @@ class Check:
     unit: str = "weights"
     detail: str = ""
     first: Difference | None = None
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

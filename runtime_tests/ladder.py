@@ -62,9 +62,9 @@ def check_file(artifact: Artifact, digests: Mapping[str, str]) -> Check:
     if wrong:
         short = [(d.get(wrong[0]) or "no such tensor")[:16] for d in (digests, found)]
         first = Difference(wrong[0], (), *short)
-    others = f"also {', '.join(wrong[1:5])}" if len(wrong) > 1 else ""
+    others = f"in {_listed(wrong)}" if len(wrong) > 1 else ""
     verdict = Verdict.DIFFERENT if wrong else Verdict.EXACT
-    return Check("R0", artifact.format, verdict, len(found), sum(sizes), len(wrong), "weights", others, first)
+    return Check("R0", artifact.format, verdict, len(found), sum(sizes), len(wrong), "weights", others, first, tuple(wrong))
 
 
 def jobs(
@@ -199,11 +199,17 @@ class _Tally:
         names = sorted(self.wrong)
         verdict = Verdict.DIFFERENT if names else Verdict.EXACT
         if len(names) > 1:
-            detail = f"{detail}; in {', '.join(names[:5])}"
-        wrong = sum(self.wrong.values())
+            detail = f"{detail}; in {_listed(names)}"
+        wrong, count = sum(self.wrong.values()), len(self.tensors)
         return Check(
-            rung, subject(job), verdict, len(self.tensors), self.compared, wrong, "weights", detail, self.first
+            rung, subject(job), verdict, count, self.compared, wrong, "weights", detail, self.first, tuple(names)
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{', '.join(names[:5])}{more}"
 
 
 def subject(job: Job) -> str:

@@ -14,7 +14,8 @@ command = typer.Typer(name="devices", no_args_is_help=True, help="Device profile
 
 
 @command.command("list")
-def list_profiles(as_json:     """List the device profiles."""
+def list_profiles(json: Json = False) -> None:
+    """List the device profiles."""
     from devices import profile
 
     profiles = [profile.find(name) for name in profile.names()]
@@ -28,7 +29,8 @@ def list_profiles(as_json:     """List the device profiles."""
 @command.command()
 def show(
     name: Annotated[str, typer.Argument(help="A profile's name; a unique beginning is enough.")],
-    as_json: ) -> None:
+    json: Json = False,
+) -> None:
     """Show every figure of one profile with its source."""
     from devices import profile
 
@@ -47,7 +49,8 @@ def fit(
     context: Annotated[int | None, typer.Option(help="Tokens of context; default: the profile's.")] = None,
     artifact: Annotated[str, typer.Option("--format", help="The artifact to deploy: gguf or onnx.")] = "gguf",
     grid: Annotated[str, typer.Option(help="For a float model: the grid to plan for.")] = "q4_0",
-    as_json: ) -> None:
+    json: Json = False,
+) -> None:
     """Tell whether a model fits a device's memory; exit code 5 if it does not."""
     from devices import fit as fitting
     from devices import profile, size

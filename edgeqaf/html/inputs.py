@@ -16,7 +16,7 @@ from edgeqaf.checkpoint import MANIFEST, read_json, read_manifest
 from edgeqaf.digest import merkle_root
 from edgeqaf.errors import Refused
 from edgeqaf.movement import Movement
-from edgeqaf.report import RUNGS, Check
+from edgeqaf.report import RUNGS, Check, Verdict
 
 LOG, CONFIG, VERIFICATION = "log.jsonl", "adapter_config.json", "verify.json"
 LONGEST_LINE = 2**16  # bytes; a line of the log has a few hundred
@@ -170,8 +170,11 @@ def read_receipt(folder: Path) -> Receipt:
             f"{path}: root {receipt.root[:12]} is not that of its tensors, {root[:12]}", "export the folder again"
         )
     for name in receipt.files:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise Refused(f"{path}: file {name!r} is outside the folder", "export the folder again")
+        if not name.isprintable() or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise Refused(f"{path}: file {name!r} is no path inside the folder", "export the folder again")
+    for artifact in receipt.artifacts.values():
+        if not any(name == artifact or name.startswith(f"{artifact}/") for name in receipt.files):
+            raise Refused(f"{path}: artifact {artifact!r} has no file with a digest", "export the folder again")
     return receipt
 
 
@@ -194,9 +197,12 @@ def read_verification(folder: Path, receipt: Receipt) -> Verification | None:
     if not path.is_file():
         return None
     found = _read(Verification, path)
-    unknown = [c.rung for c in found.checks if c.rung not in RUNGS]
-    if unknown:
-        raise Refused(f"{path}: no rung is named {unknown[0]!r}", f"rungs: {', '.join(RUNGS)}; run: edgeqaf verify")
+    for c in found.checks:
+        if c.rung not in RUNGS or not 0 <= c.differing <= c.compared or (c.differing and c.verdict is Verdict.EXACT):
+            raise Refused(
+                f"{path}: {c.rung} {c.subject}: {c.verdict.value}, {c.differing} of {c.compared} differ: no such finding",
+                "the file is damaged; run: edgeqaf verify",
+            )
     if found.root not in (None, receipt.root):
         raise Refused(
             f"{path} is about root {found.root[:12]}, this folder is {receipt.root[:12]}", "run: edgeqaf verify"

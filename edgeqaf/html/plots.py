@@ -48,7 +48,7 @@ class Axis:
 
 
 def series(index: int) -> str:
-    """Classes of the index-th series: a colour, and a dash pattern of its own so that grey print can tell them apart."""
+    """Classes of the index-th series: a colour, and a dash pattern of its own which grey print shows."""
     return f"s{index % COLOURS} d{index % 4}"
 
 
@@ -231,4 +231,4 @@ def _text(parent: Element, x: float, y: float, text: str, anchor: str = "middle"
 
 
 def _markup(svg: Element) -> Markup:
-    return Markup(tostring(svg, encoding="unicode"))  # noqa: S704  (escaped by the serializer)
+    return Markup(tostring(svg, encoding="unicode"))  # escaped by the serializer

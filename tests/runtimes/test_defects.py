@@ -1,0 +1,96 @@
+"""A verifier that cannot fail is worthless: every seeded defect is caught, and named to its tensor.
+
+One artifact per format and grid holds thirteen defects, one in each of thirteen linear weights; the
+fourteenth is sound. File, weights and kernels must each name the thirteen and no other.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from defects import DEFECTS
+
+from edgeqaf import checkpoint, plugins
+from edgeqaf.checkpoint import QModel
+from edgeqaf.errors import RuntimeAbsent
+from edgeqaf.protocols import Artifact, RuntimeOptions
+from edgeqaf.qtensor import QTensor, check
+from edgeqaf.quantize import quantize
+from edgeqaf.report import Verdict
+from runtime_tests import ladder
+
+OPTIONS = RuntimeOptions()
+CASES = [
+    (name, grid)
+    for name in plugins.names("exporters")
+    for grid in plugins.names("grids")
+    if plugins.find("exporters", name).refuses(plugins.find("grids", grid)) is None
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def seeded(
+    request: pytest.FixtureRequest, tiny_float_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Artifact, QModel, dict[str, str]]]:
+    """(artifact with the defects, the true model, tensor name -> defect)."""
+    format, grid = request.param
+    folder = tmp_path_factory.mktemp(f"{format}-{grid}")
+    base = quantize(tiny_float_model, folder / "base", grid, "rtn")
+    names = [name for name, _ in base.quantized()]
+    assert len(names) > len(DEFECTS)
+    seeds = dict(zip(names, DEFECTS, strict=False))
+    tensors = {name: base.tensors[name] for name in base.tensors}
+    for name, defect in seeds.items():
+        sound = tensors[name]
+        assert isinstance(sound, QTensor)
+        tensors[name] = check(defect(sound), name)
+    exporter = plugins.find("exporters", format)
+    path = folder / exporter.filename
+    exporter.export(QModel(base.config, tensors, base.folder), path)
+    artifact = Artifact(format, path, exporter.read_back(path), base.folder)
+    yield artifact, base, {name: defect.__name__ for name, defect in seeds.items()}
+
+
+def test_the_bench_is_large_enough() -> None:
+    assert len({defect.__name__ for defect in DEFECTS}) >= 12
+
+
+def test_file_rung_names_every_defect_and_nothing_else(seeded: tuple[Artifact, QModel, dict[str, str]]) -> None:
+    artifact, base, defects = seeded
+    found = ladder.check_file(artifact, base.digests())
+    assert found.verdict is Verdict.DIFFERENT
+    assert {name: defects.get(name) for name in found.wrong} == defects
+
+
+@pytest.mark.parametrize("runtime", plugins.names("runtimes"))
+def test_weights_and_kernels_name_every_defect(runtime: str, seeded: tuple[Artifact, QModel, dict[str, str]]) -> None:
+    artifact, base, defects = seeded
+    asked = list(ladder.jobs(artifact, dict(base.quantized()), [runtime], OPTIONS))
+    if not asked:
+        pytest.skip(f"{runtime} does not read {artifact.format}")
+    reached = 0
+    for job in asked:
+        assert isinstance(job, ladder.Job), job
+        try:
+            weights, kernels = ladder.climb(job).checks
+        except RuntimeAbsent:
+            continue  # a configuration this machine's kernels do not have; another one must reach the end
+        reached += 1
+        for rung in (weights, kernels):
+            assert rung.verdict is Verdict.DIFFERENT
+            assert {name: defects.get(name) for name in rung.wrong} == defects, (rung.rung, rung.subject)
+            assert rung.first is not None
+            assert rung.first.tensor == min(defects)
+    assert reached
+
+
+def test_a_sound_artifact_passes(tiny_base: Path, tmp_path: Path) -> None:
+    base = checkpoint.load(tiny_base)
+    exporter = plugins.find("exporters", "gguf")
+    exporter.export(base, tmp_path / exporter.filename)
+    stored = exporter.read_back(tmp_path / exporter.filename)
+    artifact = Artifact("gguf", tmp_path / exporter.filename, stored, base.folder)
+    assert ladder.check_file(artifact, base.digests()).verdict is Verdict.EXACT
+    for job in ladder.jobs(artifact, dict(base.quantized()), ["torch_cpu"], OPTIONS):
+        assert isinstance(job, ladder.Job)
+        assert [c.verdict for c in ladder.climb(job).checks] == [Verdict.EXACT, Verdict.EXACT]

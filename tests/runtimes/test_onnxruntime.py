@@ -1,0 +1,252 @@
+"""The ONNX Runtime leaf against the real library: every stored weight through every kernel, exactly."""
+
+import json
+import pickle
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeqaf import plugins
+from edgeqaf.checkpoint import QModel
+from edgeqaf.errors import Refused
+from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, Stored
+from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.report import compare_bits
+from edgeqaf.source import FloatModel
+
+RUNTIME = plugins.find("runtimes", "onnxruntime")
+EXPORTER = plugins.find("exporters", RUNTIME.reads)
+GRIDS = [name for name in plugins.names("grids") if EXPORTER.refuses(plugins.find("grids", name)) is None]
+BASE = Path(__file__).resolve().parents[2] / "examples" / "storyteller-6m"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "models"
+OPTIONS = RuntimeOptions()
+LINEAR = "model.layers.0.mlp.up_proj.weight"
+PROMPTS = ("Once upon a time there was a little dog named Tim. He", "The old king", "Lily and Ben went to the park")
+
+available = RUNTIME.availability(OPTIONS)
+pytestmark = pytest.mark.skipif(available.version is None, reason=available.reason)
+
+
+@pytest.fixture(params=RUNTIME.configurations, ids=lambda c: c.name)
+def configuration(request: pytest.FixtureRequest) -> Configuration:
+    return request.param
+
+
+def quantized(folder: Path, grid_name: str) -> QModel:
+    source, grid, quantize = FloatModel(folder), plugins.find("grids", grid_name), plugins.find("quantizers", "rtn")
+    tensors = {n: quantize(source[n], grid, search=False) if source.is_linear(n) else source[n] for n in source}
+    return QModel(source.config, tensors, folder)
+
+
+def exported(model: QModel, path: Path) -> Artifact:
+    EXPORTER.export(model, path)
+    return Artifact(RUNTIME.reads, path, EXPORTER.read_back(path), model.folder)
+
+
+@pytest.fixture(scope="module", params=GRIDS)
+def storyteller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return exported(quantized(BASE, request.param), tmp_path_factory.mktemp("dist") / EXPORTER.filename)
+
+
+@pytest.fixture
+def session(storyteller: Artifact, configuration: Configuration) -> Iterator[Session]:
+    with RUNTIME.open(storyteller, configuration, OPTIONS) as opened:
+        yield opened
+
+
+def extreme(grid_name: str, shape: tuple[int, int]) -> QTensor:
+    """Any codes, with parameters over all of float16: subnormals, zeros of both signs, both ends."""
+    grid = plugins.find("grids", grid_name)
+    rng = np.random.default_rng(0)
+    blocks = (shape[0], shape[1] // grid.block)
+
+    def halves() -> np.ndarray:
+        bits = rng.integers(0, 0x7C00, blocks) | (rng.integers(0, 2, blocks) << 15)
+        bits[0, :2] = 0, 0x8000
+        return bits.astype(np.uint16).view(np.float16).astype(np.float32)
+
+    codes = rng.integers(grid.lo, grid.hi + 1, shape).astype(np.int8)
+    return QTensor(grid, codes, halves(), halves() if grid.zero.value == "offset" else None)
+
+
+def read_back(session: Session, stored: Stored, height: int) -> np.ndarray:
+    """Every input in turn set to ``height``: [out, in]."""
+    return session.linear(stored, np.float32(height) * np.eye(stored.tensor.shape[1], dtype=np.float32)).T
+
+
+def expected(q: QTensor, height: int) -> np.ndarray:
+    """height * weight, rounded once; with a float zero, in the two terms that the graph computes."""
+
+    def wide(parameter: np.ndarray) -> np.ndarray:
+        return parameter.repeat(q.grid.block, 1).astype(np.float64)
+
+    if q.zero is None:
+        return ((q.codes.astype(np.float64) - q.grid.centre) * wide(q.scale) * height).astype(np.float32)
+    product = ((q.codes.astype(np.float64) - 8) * wide(q.scale) * height).astype(np.float32)
+    return product + (wide(q.zero + np.float32(8) * q.scale) * height).astype(np.float32)
+
+
+def assert_every_weight_comes_out(session: Session, stored: Stored, int8_activations: bool) -> None:
+    q = stored.tensor
+    assert isinstance(q, QTensor)
+    height = 127 if int8_activations else 1
+    found = read_back(session, stored, height)
+    if not (int8_activations and q.grid.bits == 8):
+        assert compare_bits(expected(q, height), found).sum() == 0
+        return
+    # This kernel makes the codes unsigned: it adds 128 to them and subtracts 128 * scale * sum(x). The first
+    # term has 26 bits and is rounded, so the float is not exact, but it still tells every code from the next.
+    scale = q.scale.repeat(q.grid.block, 1).astype(np.float64)
+    codes = np.rint(found / np.where(scale == 0, 1, scale * height))
+    assert np.array_equal(codes, np.where(scale == 0, 0, q.codes))
+    if platform.machine() == "x86_64":  # measured there: no other rounding, with AVX2 and AVX-512 alike
+        unsigned = ((q.codes + 128.0) * scale * height).astype(np.float32)
+        assert compare_bits(unsigned - (128 * scale * height).astype(np.float32), found).sum() == 0
+
+
+def test_availability_names_the_version():
+    import onnxruntime
+
+    assert available.version == onnxruntime.__version__
+
+
+def test_every_weight_is_decoded_and_multiplied_exactly(
+    session: Session, storyteller: Artifact, configuration: Configuration
+):
+    for _, stored, q in storyteller.quantized():
+        assert compare_bits(decode(q), session.weights(stored)).sum() == 0
+        assert_every_weight_comes_out(session, stored, configuration.int8_activations)
+
+
+def test_float_tensors_come_back_as_they_are(session: Session, storyteller: Artifact):
+    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+        stored = storyteller.tensors[name]
+        assert compare_bits(stored.tensor, session.weights(stored)).sum() == 0
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_extreme_parameters_are_exact_too(grid: str, configuration: Configuration, tmp_path: Path):
+    model = quantized(BASE, grid)
+    q = extreme(grid, model.tensors[LINEAR].shape)
+    artifact = exported(QModel(model.config, {**model.tensors, LINEAR: q}, BASE), tmp_path / "onnx")
+    stored = artifact.tensors[LINEAR]
+    with RUNTIME.open(artifact, configuration, OPTIONS) as session:
+        assert compare_bits(decode(q), session.weights(stored)).sum() == 0
+        assert_every_weight_comes_out(session, stored, configuration.int8_activations)
+
+
+@pytest.mark.parametrize("configuration", [c for c in RUNTIME.configurations if not c.int8_activations], indirect=True)
+def test_argmax_is_that_of_pytorch(session: Session, storyteller: Artifact, configuration: Configuration):
+    with plugins.find("runtimes", "torch_cpu").open(storyteller, None, OPTIONS) as reference:
+        for prompt in PROMPTS:
+            ids = session.encode(prompt)
+            assert ids == reference.encode(prompt)
+            ours, theirs = session.logits(ids), reference.logits(ids)
+            assert ours.shape == theirs.shape
+            assert ours.dtype == np.float32
+            assert np.array_equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+def test_generation_is_the_argmax_chain_without_a_cache(session: Session):
+    prompts = [session.encode(p) for p in PROMPTS]
+    batched = list(session.generate(prompts, 12))
+    for prompt, made in zip(prompts, batched, strict=True):
+        chain = list(prompt)
+        for _ in range(12):
+            chain.append(int(session.logits(chain)[-1].argmax()))
+        assert made == chain[len(prompt) :]
+        assert next(session.generate([prompt], 12)) == made
+
+
+def test_generation_stops_before_the_end_token(storyteller: Artifact, tmp_path: Path):
+    """With the end token set to a word the story uses, the story ends there."""
+    copy = Path(shutil.copytree(storyteller.path, tmp_path / "onnx"))
+    configuration = RUNTIME.configurations[1]
+    with RUNTIME.open(storyteller, configuration, OPTIONS) as session:
+        prompt = session.encode(PROMPTS[0])
+        whole = next(session.generate([prompt], 8))
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [4095, whole[5]]}))
+    moved = Artifact("onnx", copy, EXPORTER.read_back(copy), copy)
+    with RUNTIME.open(moved, configuration, OPTIONS) as session:
+        assert next(session.generate([prompt], 8)) == whole[: whole.index(whole[5])]
+        assert session.decode([0, *whole, 0]) == session.decode(whole) != ""
+
+
+def test_artifact_travels_to_another_process(storyteller: Artifact):
+    copy = pickle.loads(pickle.dumps(storyteller))
+    assert np.array_equal(copy.tensors[LINEAR].tensor.codes, storyteller.tensors[LINEAR].tensor.codes)
+
+
+@pytest.mark.parametrize("configuration", RUNTIME.configurations[1:], ids=lambda c: c.name)
+def test_a_linear_that_is_not_fused_is_refused(configuration: Configuration, tmp_path: Path):
+    """Blocks of 512 are valid ONNX, and ONNX Runtime runs them, but not by its fused kernel."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    inits = [
+        helper.make_tensor("w.codes", TensorProto.UINT4, [512, 2], bytes(512), raw=True),
+        helper.make_tensor("w.scale", TensorProto.FLOAT, [1, 2], [1.0, 1.0]),
+        helper.make_tensor("w.zero_point", TensorProto.UINT4, [1, 2], b"\x88", raw=True),
+    ]
+    nodes = [
+        helper.make_node("DequantizeLinear", [t.name for t in inits], ["w"], "w/dequantize", axis=0, block_size=512),
+        helper.make_node("MatMul", ["x", "w"], ["y"], "w/matmul"),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, "m", d]) for n, d in (("x", 512), ("y", 2)))
+    graph = helper.make_graph(nodes, "g", [x], [y], inits)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "model.onnx"
+    )
+    q = QTensor(plugins.find("grids", "q4_0"), np.zeros((2, 512), np.int8), np.ones((2, 16), np.float32))
+    artifact = Artifact("onnx", tmp_path, {"w": Stored(q, "w.codes")}, tmp_path)
+    with (
+        RUNTIME.open(artifact, configuration, OPTIONS) as session,
+        pytest.raises(Refused, match=r"w\.codes: ONNX Runtime did not fuse it, it runs .*MatMul"),
+    ):
+        session.linear(artifact.tensors["w"], np.ones((2, 512), np.float32))
+
+
+def test_another_architecture_of_the_family_agrees_with_pytorch(tmp_path: Path):
+    """Biases, a head of its own, scaled rope, three layers: what the demo model does not have."""
+    import torch
+    from safetensors.numpy import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "vocab_size": 100, "max_position_embeddings": 256,
+        "attention_bias": True, "mlp_bias": True, "rope_theta": 10000.0, "eos_token_id": 99,
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 32},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig.from_dict(dict(config))).float()
+    weights = {n: (torch.randn_like(p) * 0.2).numpy() for n, p in model.named_parameters()}
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_bytes((BASE / "tokenizer.json").read_bytes())
+    artifact = exported(quantized(tmp_path, "q4_1"), tmp_path / "onnx")
+    ids = np.random.default_rng(0).integers(0, 99, 60).tolist()
+    with (
+        plugins.find("runtimes", "torch_cpu").open(artifact, None, OPTIONS) as reference,
+        RUNTIME.open(artifact, RUNTIME.configurations[0], OPTIONS) as session,
+    ):
+        assert np.array_equal(session.logits(ids).argmax(-1), reference.logits(ids).argmax(-1))
+
+
+def test_a_checkpoint_of_older_transformers_works(tmp_path: Path):
+    """Config by transformers 4.41, head stored under its own name, tied."""
+    folder = SHARED / "tinystories656k"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder.name} model beside the checkout")
+    artifact = exported(quantized(folder, "q4_0"), tmp_path / "onnx")
+    with (
+        plugins.find("runtimes", "torch_cpu").open(artifact, None, OPTIONS) as reference,
+        RUNTIME.open(artifact, RUNTIME.configurations[1], OPTIONS) as session,
+    ):
+        ids = session.encode(PROMPTS[0])
+        assert np.array_equal(session.logits(ids).argmax(-1), reference.logits(ids).argmax(-1))
