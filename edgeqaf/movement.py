@@ -7,14 +7,13 @@ not a result: inert runs measure 0.02 to 0.14 %, the least-moving useful one 4.8
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from edgeqaf.errors import VerificationFailed
-from edgeqaf.nn import qlinears
 from edgeqaf.qtensor import QTensor
+
+if TYPE_CHECKING:  # counting movements in a manifest needs no torch
+    from torch import nn
 
 INERT = 0.005  # share of codes or zeros below which a run changed nothing
 
@@ -62,10 +61,14 @@ def movement(before: QTensor, after: QTensor) -> Movement:
     )
 
 
-@torch.no_grad()
-def layer_movements(model: nn.Module) -> dict[str, Movement]:
+def layer_movements(model: "nn.Module") -> dict[str, Movement]:
     """Movement of every quantized layer of a model in training, by tensor name."""
-    return {name: movement(_wide(layer.q), layer.folded()) for name, layer in qlinears(model).items()}
+    import torch
+
+    from edgeqaf.nn import qlinears
+
+    with torch.no_grad():
+        return {name: movement(_wide(layer.q), layer.folded()) for name, layer in qlinears(model).items()}
 
 
 def total(movements: Mapping[str, Movement]) -> Movement:
@@ -86,4 +89,4 @@ def require_moved(moved: Movement, method: str) -> None:
 def _wide(q: QTensor) -> QTensor:
     """int8 codes widened, so that a difference of 8-bit codes cannot wrap."""
     codes: Any = q.codes
-    return q.replace(codes=codes.to(torch.int16))
+    return q.replace(codes=codes.short())

@@ -103,11 +103,14 @@ class Configuration:
 
     int8_activations: the kernel rounds activations to 8 bits per block before multiplying.
     offset_form:      how it computes grids with a float zero.
+    split_zero:       on other grids, codes are held unsigned, and the zero point times the activations'
+                      sum is a term of its own, rounded for itself.
     """
 
     name: str
     int8_activations: bool
     offset_form: Form
+    split_zero: bool = False
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ def check_file(artifact: Artifact, digests: Mapping[str, str]) -> Check:
         first = Difference(wrong[0], (), *short)
     others = f"in {_listed(wrong)}" if len(wrong) > 1 else ""
     verdict = Verdict.DIFFERENT if wrong else Verdict.EXACT
-    return Check("R0", artifact.format, verdict, len(found), sum(sizes), len(wrong), "weights", others, first, tuple(wrong))
+    return Check(
+        "R0", artifact.format, verdict, len(found), sum(sizes), len(wrong), "weights", others, first, tuple(wrong)
+    )
 
 
 def jobs(

@@ -198,9 +198,9 @@ def read_verification(folder: Path, receipt: Receipt) -> Verification | None:
         return None
     found = _read(Verification, path)
     for c in found.checks:
-        if c.rung not in RUNGS or not 0 <= c.differing <= c.compared or (c.differing and c.verdict is Verdict.EXACT):
+        if c.rung not in RUNGS or min(c.differing, c.compared) < 0 or (c.differing and c.verdict is Verdict.EXACT):
             raise Refused(
-                f"{path}: {c.rung} {c.subject}: {c.verdict.value}, {c.differing} of {c.compared} differ: no such finding",
+                f"{path}: {c.rung} {c.subject} {c.verdict.value}, {c.differing} of {c.compared} differ: impossible",
                 "the file is damaged; run: edgeqaf verify",
             )
     if found.root not in (None, receipt.root):

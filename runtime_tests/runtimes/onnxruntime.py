@@ -40,7 +40,8 @@ class OnnxRuntime:
 
     reads: ClassVar[str | None] = "onnx"
     configurations: ClassVar[tuple[Configuration, ...]] = tuple(
-        Configuration(name, int8_activations=level == "4", offset_form=Form.TWO_TERM) for name, level in LEVELS.items()
+        Configuration(name, int8_activations=level == "4", offset_form=Form.TWO_TERM, split_zero=level == "4")
+        for name, level in LEVELS.items()
     )
 
     def availability(self, options: RuntimeOptions) -> Availability:

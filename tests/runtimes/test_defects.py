@@ -4,7 +4,6 @@ One artifact per format and grid holds thirteen defects, one in each of thirteen
 fourteenth is sound. File, weights and kernels must each name the thirteen and no other.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ CASES = [
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def seeded(
     request: pytest.FixtureRequest, tiny_float_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Artifact, QModel, dict[str, str]]]:
+) -> tuple[Artifact, QModel, dict[str, str]]:
     """(artifact with the defects, the true model, tensor name -> defect)."""
     format, grid = request.param
     folder = tmp_path_factory.mktemp(f"{format}-{grid}")
@@ -48,7 +47,7 @@ def seeded(
     path = folder / exporter.filename
     exporter.export(QModel(base.config, tensors, base.folder), path)
     artifact = Artifact(format, path, exporter.read_back(path), base.folder)
-    yield artifact, base, {name: defect.__name__ for name, defect in seeds.items()}
+    return artifact, base, {name: defect.__name__ for name, defect in seeds.items()}
 
 
 def test_the_bench_is_large_enough() -> None:

@@ -17,6 +17,7 @@ from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, 
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import compare_bits
 from edgeqaf.source import FloatModel
+from runtime_tests.runtimes.onnxruntime import OnnxRuntimeSession
 
 RUNTIME = plugins.find("runtimes", "onnxruntime")
 EXPORTER = plugins.find("exporters", RUNTIME.reads)
@@ -149,6 +150,21 @@ def test_argmax_is_that_of_pytorch(session: Session, storyteller: Artifact, conf
             assert ours.shape == theirs.shape
             assert ours.dtype == np.float32
             assert np.array_equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+@pytest.mark.parametrize("level", ["1", "4"])
+def test_the_whole_model_runs_by_fused_kernels(storyteller: Artifact, level: str, tmp_path: Path):
+    """The sub-models that `linear` cuts out are fused; so is every linear of the model they come from."""
+    import onnx
+
+    OnnxRuntimeSession(storyteller.path, level, 1)._session(
+        storyteller.path / "model.onnx", tmp_path / "optimized.onnx"
+    )
+    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    kernels = [
+        next(a.i for a in n.attribute if a.name == "accuracy_level") for n in nodes if n.op_type == "MatMulNBits"
+    ]
+    assert kernels == [int(level)] * len(list(storyteller.quantized()))
 
 
 def test_generation_is_the_argmax_chain_without_a_cache(session: Session):

@@ -1,0 +1,194 @@
+"""How large a model's weights are as an artifact of one format, before or after it is made.
+
+Nothing of the weights is read: shapes come from ``edgeqaf.json``, from the headers of safetensors
+files, or, for a model that is not downloaded yet, from its ``config.json`` alone.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeqaf import plugins
+from edgeqaf.checkpoint import MANIFEST, read_json, read_manifest
+from edgeqaf.errors import Refused, UsageError
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.source import EMBEDDING, HEAD, LINEARS, FloatModel
+
+Tensor = tuple[str, tuple[int, ...], Grid | None]
+# Bits by which a format stores a scale or a float zero wider than the grid's 16 (float32 in ONNX).
+WIDER_BITS = {"gguf": 0, "onnx": 16}
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The numbers of a decoder's ``config.json`` that memory depends on."""
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    positions: int
+    tied: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], where: str) -> "Dimensions":
+        """Read them; raises Refused naming a key that is missing or no positive integer."""
+
+        def count(key: str, default: int | None = None) -> int:
+            value = config.get(key, default)
+            if value is None and default is not None:
+                value = default
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+                raise Refused(f"{where}: {key} is {value!r}, not a positive integer", "pass a decoder model's folder")
+            return value
+
+        hidden, heads = count("hidden_size"), count("num_attention_heads")
+        return cls(
+            layers=count("num_hidden_layers"),
+            hidden=hidden,
+            ffn=count("intermediate_size"),
+            heads=heads,
+            kv_heads=count("num_key_value_heads", heads),
+            head_size=count("head_dim", hidden // heads),
+            vocabulary=count("vocab_size"),
+            positions=count("max_position_embeddings"),
+            tied=config.get("tie_word_embeddings") is True,
+        )
+
+    @property
+    def table_bytes(self) -> int:
+        """The embedding table, or a head of its own, in float32: neither is ever quantized."""
+        return self.vocabulary * self.hidden * 4
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A model as an artifact of one format: its dimensions and the bytes of its weights.
+
+    dimensions: of the Hugging Face ``config.json``.
+    grids:      of its quantized tensors, sorted.
+    origin:     what the number of bytes was taken from, in words.
+    """
+
+    format: str
+    dimensions: Dimensions
+    weight_bytes: int
+    grids: tuple[str, ...]
+    origin: str
+
+    @property
+    def matrix_bytes(self) -> int:
+        """The weights without the embedding table and the head: in essence the quantized matrices."""
+        tables = 1 if self.dimensions.tied else 2
+        return max(0, self.weight_bytes - tables * self.dimensions.table_bytes)
+
+
+def size(folder: Path, format: str, grid: str = "q4_0") -> Sized:
+    """Size up a model folder, a dist folder, or a float model (then as if quantized with ``grid``).
+
+    A float folder may hold nothing but its ``config.json``. Raises UsageError for an unknown format,
+    Refused for a folder that is none of the three.
+    """
+    if format not in WIDER_BITS:
+        raise UsageError(f"unknown format {format!r}", f"known: {', '.join(sorted(WIDER_BITS))}")
+    if not (folder / MANIFEST).is_file():
+        return _size_float(folder, format, plugins.find("grids", grid))
+    manifest = read_manifest(folder)
+    if manifest.get("kind") == "dist":
+        return _size_dist(folder, format, manifest)
+    if manifest.get("kind") not in ("base", "merged"):
+        raise Refused(f"{folder} is a {manifest.get('kind')} folder", "pass a folder made by quantize, merge or export")
+    tensors = list(_manifest_tensors(folder, manifest))
+    grids = tuple(sorted({g.name for _, _, g in tensors if g}))
+    return Sized(format, _dimensions(folder), _stored_bytes(tensors, format), grids, f"the tensors of {folder}")
+
+
+def _dimensions(folder: Path) -> Dimensions:
+    return Dimensions.of(read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def _stored_bytes(tensors: Iterable[Tensor], format: str) -> int:
+    bits = 0.0  # sums of multiples of 1/16 far below 2**53: exact
+    for _, shape, grid in tensors:
+        count = math.prod(shape)
+        if grid is None:
+            bits += 32 * count
+        else:
+            floats_per_block = 2 if grid.zero is Zero.OFFSET else 1
+            bits += count * (grid.bits_per_weight + WIDER_BITS[format] * floats_per_block / grid.block)
+    return int(bits / 8)
+
+
+def _manifest_tensors(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Tensor]:
+    entries = manifest.get("tensors")
+    for name, entry in entries.items() if isinstance(entries, dict) else ():
+        shape = entry.get("shape") if isinstance(entry, dict) else None
+        if not isinstance(shape, list) or not all(isinstance(n, int) and 0 < n < 2**31 for n in shape):
+            raise Refused(
+                f"{folder / MANIFEST}: {name} has no valid shape", "the file is damaged; make the folder again"
+            )
+        grid = None if entry.get("grid") == "float32" else plugins.find("grids", str(entry.get("grid")))
+        yield name, tuple(shape), grid
+
+
+def _size_float(folder: Path, format: str, grid: Grid) -> Sized:
+    if any(folder.glob("*.safetensors")):
+        model = FloatModel(folder)
+        tensors = [(name, model.shape(name), grid if model.is_linear(name) else None) for name in model]
+    else:
+        tensors = list(_implied_tensors(folder, grid))
+    kept = [(name, shape, g if g and g.fits(shape[-1]) else None) for name, shape, g in tensors]
+    origin = f"{folder} as if quantized to {grid.name}"
+    return Sized(format, _dimensions(folder), _stored_bytes(kept, format), (grid.name,), origin)
+
+
+def _implied_tensors(folder: Path, grid: Grid) -> Iterator[Tensor]:
+    """The tensors that a ``config.json`` stands for, for a model whose weights are not here yet."""
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "llama":
+        raise Refused(
+            f"{folder} has no weights, and a {config.get('model_type')} model's sizes are not known from its config",
+            "fetch the weights first, or pass a llama model's config.json",
+        )
+    d = _dimensions(folder)
+    q, kv = d.heads * d.head_size, d.kv_heads * d.head_size
+    layer = {
+        "self_attn.q_proj": (q, d.hidden),
+        "self_attn.k_proj": (kv, d.hidden),
+        "self_attn.v_proj": (kv, d.hidden),
+        "self_attn.o_proj": (d.hidden, q),
+        "mlp.gate_proj": (d.ffn, d.hidden),
+        "mlp.up_proj": (d.ffn, d.hidden),
+        "mlp.down_proj": (d.hidden, d.ffn),
+        "input_layernorm": (d.hidden,),
+        "post_attention_layernorm": (d.hidden,),
+    }
+    shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(d.layers) for name, shape in layer.items()}
+    shapes |= {EMBEDDING: (d.vocabulary, d.hidden), "model.norm.weight": (d.hidden,)}
+    shapes |= {} if d.tied else {HEAD: (d.vocabulary, d.hidden)}
+    for name, shape in shapes.items():
+        yield name, shape, grid if LINEARS["llama"].fullmatch(name) else None
+
+
+def _size_dist(folder: Path, format: str, manifest: Mapping[str, Any]) -> Sized:
+    from edgeqaf.dist import REFERENCE
+
+    artifacts = manifest.get("artifacts")
+    name = artifacts.get(format) if isinstance(artifacts, dict) else None
+    if name is None:
+        held = ", ".join(sorted(artifacts)) if isinstance(artifacts, dict) else "none"
+        raise UsageError(
+            f"{folder} has no {format} artifact; it has {held}", "choose another --format, or export again"
+        )
+    if not isinstance(name, str) or Path(name).name != name or not (folder / name).exists():
+        raise Refused(f"{folder / MANIFEST}: artifact {name!r} is not in the folder", "export again")
+    path = folder / name
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    grids = tuple(sorted({g.name for _, _, g in _manifest_tensors(folder, manifest) if g}))
+    weight_bytes = sum(p.stat().st_size for p in files)
+    return Sized(format, _dimensions(folder / REFERENCE), weight_bytes, grids, f"the size of {path}")

@@ -1,0 +1,99 @@
+"""ONNX: a folder that ONNX Runtime, onnxruntime-genai and optimum load, carrying the very integers.
+
+    model.onnx             the decoder with a key-value cache, opset 21; no weights inside
+    model.onnx.data        the weights: codes as UINT4 or INT8, scales as float32, see `parts`
+    genai_config.json      for onnxruntime-genai
+    config.json, ...       config and tokenizer files, copied
+
+The program is transformers' own, traced by torch (`trace`); layers are stacked and quantized
+weights attached as blocked ``DequantizeLinear -> MatMul`` in the form that ONNX Runtime fuses to
+its low-bit kernels (`graph`). Codes never pass through floats on the way. Two exports of a model
+are byte-identical. A tied head costs nothing: embedding and head read one initializer.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from edgeqaf.checkpoint import COMPANIONS, QModel, copy_companions, read_json, write_json
+from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.protocols import Stored
+from edgeqaf.qtensor import QTensor
+from exporters.onnx import parts as layout
+from exporters.onnx.genai import genai_config
+
+ARCHITECTURES = ("llama",)
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
+# Measured size of model.onnx and genai_config.json: once, per layer, per linear with a float zero.
+_GRAPH_BYTES, _LAYER_BYTES, _OFFSET_BYTES = 5_200, 11_300, 1_180
+
+
+class OnnxExporter:
+    """Exporter of ONNX folders; the protocol is `edgeqaf.protocols.Exporter`."""
+
+    filename: ClassVar[str] = "onnx"
+
+    def refuses(self, grid: Grid) -> str | None:
+        """Why ONNX cannot carry ``grid`` exactly, or None if it can."""
+        return layout.refuses(grid)
+
+    def plan(self, model: QModel) -> int:
+        """Bytes that `export` will write; raises Refused for an architecture or grid it cannot carry."""
+        kept = _kept(model)
+        stored = [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
+        companions = sum((model.folder / n).stat().st_size for n in COMPANIONS if (model.folder / n).is_file())
+        offsets = sum(grid is not None and grid.zero is Zero.OFFSET for _, grid in kept.values())
+        graph: int = _GRAPH_BYTES + _LAYER_BYTES * model.config["num_hidden_layers"] + _OFFSET_BYTES * offsets
+        return layout.place(stored)[1] + graph + companions
+
+    def export(self, model: QModel, path: Path) -> None:
+        """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
+        from exporters.onnx.graph import DATA, MODEL, build
+        from exporters.onnx.trace import trace
+
+        kept = _kept(model)
+        proto = build(trace(model.config), model.config["num_hidden_layers"], kept)
+        path.mkdir()
+        copy_companions(model.folder, path)
+        generation = model.folder / "generation_config.json"
+        generated = read_json(generation) if generation.is_file() else {}
+        write_json(path / "genai_config.json", genai_config(model.config, generated, MODEL))
+        (path / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
+        offsets, _ = layout.place(
+            [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
+        )
+        with open(path / DATA, "wb") as data:
+            for name in kept:
+                for part, raw in layout.pack(name, model.tensors[name]):
+                    data.seek(offsets[part.name])
+                    data.write(raw.data)
+
+    def read_back(self, path: Path) -> Mapping[str, Stored]:
+        """Every tensor of the folder by logical name; see `exporters.onnx.reader`."""
+        from exporters.onnx.reader import read_back
+
+        return read_back(path)
+
+
+def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
+    """Shape and grid (None: float) of each tensor by sorted name; raises Refused for what ONNX cannot carry."""
+    architecture = model.config.get("model_type")
+    if architecture not in ARCHITECTURES:
+        raise Refused(f"architecture {architecture!r} has no ONNX export", f"supported: {', '.join(ARCHITECTURES)}")
+    for key in _SIZES:
+        if not isinstance(size := model.config.get(key), int) or size < 1:
+            raise Refused(f"config.json: {key} is {size!r}", "fix config.json")
+    if (layers := model.config["num_hidden_layers"]) > len(model.tensors):
+        raise Refused(f"config.json: {layers} layers, the model has {len(model.tensors)} tensors", "fix config.json")
+    kept = {}
+    for name in sorted(model.tensors):
+        tensor = model.tensors[name]
+        grid = tensor.grid if isinstance(tensor, QTensor) else None
+        if grid is not None and (reason := layout.refuses(grid)):
+            raise Refused(f"{name}: ONNX cannot carry {grid.name}: {reason}", "choose another grid or format")
+        kept[name] = (tuple(int(n) for n in tensor.shape), grid)
+    return kept
+
+
+exporter = OnnxExporter()

@@ -1,0 +1,51 @@
+"""The ``genai_config.json`` that onnxruntime-genai loads the folder by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Activations stay float32. Without this entry ONNX Runtime rounds them to 8 bits (level 4).
+ACCURACY_LEVEL = {"session.qdq_matmulnbits_accuracy_level": "1"}
+
+
+def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The configuration for the decoder file ``model``, from config.json and generation_config.json.
+
+    The cache is not shared between past and present: our graph concatenates, as transformers does.
+    """
+    heads = config["num_attention_heads"]
+    tokens = {key: generation.get(key, config.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    end = tokens["eos_token_id"]
+    if tokens["pad_token_id"] is None:
+        tokens["pad_token_id"] = end[0] if isinstance(end, list) else end
+    context = config["max_position_embeddings"]
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **ACCURACY_LEVEL},
+        "filename": model,
+        "head_size": config.get("head_dim") or config["hidden_size"] // heads,
+        "hidden_size": config["hidden_size"],
+        "num_attention_heads": heads,
+        "num_hidden_layers": config["num_hidden_layers"],
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "position_ids": "position_ids",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+    return {
+        "model": {
+            "type": config["model_type"],
+            **{key: value for key, value in tokens.items() if value is not None},
+            "context_length": context,
+            "vocab_size": config["vocab_size"],
+            "decoder": decoder,
+        },
+        "search": {"do_sample": False, "max_length": context, "past_present_share_buffer": False},
+    }

@@ -1,0 +1,145 @@
+"""How one logical tensor is stored: its parts, and where each lies in the data file.
+
+A float tensor is one float32 part under its own name, [out, in]. A quantized one is transposed,
+since ONNX Runtime fuses ``DequantizeLinear(axis=0) -> MatMul`` only for weights stored [in, out]:
+
+    NAME.codes       UINT4 or INT8   [in, out]           the stored integers, unchanged
+    NAME.scale       FLOAT           [in / block, out]   float32 holding the float16 value
+    NAME.zero_point  like codes      [in / block, out]   always explicit
+    NAME.offset      FLOAT           [in / block, out]   grids with a float zero: that zero, unchanged
+
+Two 4-bit values share a byte, the earlier in the low nibble. Parts lie in the order of their
+names, each at the next multiple of 64 bytes, with zeros between.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.checkpoint import pack_codes, unpack_codes
+from edgeqaf.digest import Tensor
+from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.qtensor import QTensor, check
+
+ALIGNMENT = 64
+BLOCKS = (16, 32, 64, 128, 256)  # the block sizes that ONNX Runtime fuses to MatMulNBits
+
+
+@dataclass(frozen=True)
+class Part:
+    """One initializer. type is the name of an onnx.TensorProto data type."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        bits = {"FLOAT": 32, "INT8": 8, "UINT4": 4}[self.type]
+        return -(-math.prod(self.shape) * bits // 8)
+
+
+def refuses(grid: Grid) -> str | None:
+    """Why ONNX cannot carry ``grid``, or None."""
+    ranges = {4: (0, 15), 8: (-128, 127)}
+    if grid.bits not in ranges:
+        return f"codes of {grid.bits} bits; ONNX carries {' and '.join(map(str, ranges))}"
+    low, high = ranges[grid.bits]
+    if grid.lo < low or grid.hi > high:
+        return f"codes span [{grid.lo}, {grid.hi}], outside [{low}, {high}] of its {grid.bits}-bit type"
+    if grid.block not in BLOCKS:
+        return f"blocks of {grid.block}; ONNX Runtime fuses {', '.join(map(str, BLOCKS))}"
+    return None
+
+
+def zero_point(grid: Grid) -> int:
+    """The constant zero point of a grid without an integer zero of its own.
+
+    With a float zero it is the middle of the codes: the integer term is then small on average, and
+    the float term carries ``zero + zero_point * scale``.
+    """
+    return (grid.lo + grid.hi + 1) // 2 if grid.zero is Zero.OFFSET else grid.centre
+
+
+def parts(name: str, shape: tuple[int, ...], grid: Grid | None) -> list[Part]:
+    """The parts that store a tensor of logical ``shape``; grid is None for a float tensor."""
+    if grid is None:
+        return [Part(name, "FLOAT", shape)]
+    out, inputs = shape
+    codes, blocks = {4: "UINT4", 8: "INT8"}[grid.bits], (inputs // grid.block, out)
+    stored = [
+        Part(f"{name}.codes", codes, (inputs, out)),
+        Part(f"{name}.scale", "FLOAT", blocks),
+        Part(f"{name}.zero_point", codes, blocks),
+    ]
+    return [*stored, Part(f"{name}.offset", "FLOAT", blocks)] if grid.zero is Zero.OFFSET else stored
+
+
+def place(stored: list[Part]) -> tuple[dict[str, int], int]:
+    """(part name -> offset in the data file, length of that file)."""
+    offsets, end = {}, 0
+    for part in sorted(stored, key=lambda p: p.name):
+        offsets[part.name] = -(-end // ALIGNMENT) * ALIGNMENT
+        end = offsets[part.name] + part.nbytes
+    return offsets, end
+
+
+def pack(name: str, tensor: Tensor) -> Iterator[tuple[Part, NDArray[np.uint8]]]:
+    """Each part of ``tensor`` with its bytes."""
+    grid = tensor.grid if isinstance(tensor, QTensor) else None
+    stored = parts(name, tuple(int(n) for n in tensor.shape), grid)
+    for part, values in zip(stored, _values(tensor), strict=True):
+        if part.type == "FLOAT":
+            yield part, np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
+        else:
+            assert grid is not None
+            flat = values.reshape(1, -1)
+            even = np.pad(flat, ((0, 0), (0, flat.size % 2))) if grid.bits == 4 else flat
+            yield part, pack_codes(even, grid).reshape(-1)
+
+
+def _values(tensor: Tensor) -> Iterator[NDArray[Any]]:
+    if not isinstance(tensor, QTensor):
+        yield tensor
+        return
+    yield tensor.codes.T
+    yield tensor.scale.T
+    if tensor.grid.zero is Zero.CODE:
+        yield tensor.zero.T  # type: ignore[union-attr]
+    else:
+        yield np.full(tensor.scale.T.shape, zero_point(tensor.grid), np.int8)
+    if tensor.grid.zero is Zero.OFFSET:
+        yield tensor.zero.T  # type: ignore[union-attr]
+
+
+def unpack(name: str, shape: tuple[int, ...], grid: Grid | None, read: Callable[[Part], NDArray[np.uint8]]) -> Tensor:
+    """The tensor that `pack` stored, checked to lie on its grid; ``read`` returns a part's bytes.
+
+    Raises Refused for a zero point that is not its grid's, or a value that is not finite.
+    """
+    values: Mapping[str, NDArray[Any]] = {p.name: _array(p, grid, read(p)) for p in parts(name, shape, grid)}
+    if grid is None:
+        if not np.isfinite(values[name]).all():
+            raise Refused(f"{name} holds values that are not finite", "the file is corrupt; export it again")
+        return values[name]
+    points = values[f"{name}.zero_point"]
+    if grid.zero is not Zero.CODE and (points != zero_point(grid)).any():
+        wrong = int(points[points != zero_point(grid)][0])
+        raise Refused(
+            f"{name}.zero_point holds {wrong}, {grid.name} has {zero_point(grid)} everywhere",
+            "the file is corrupt; export it again",
+        )
+    zero = {Zero.NONE: None, Zero.CODE: points, Zero.OFFSET: values.get(f"{name}.offset")}[grid.zero]
+    q = QTensor(grid, values[f"{name}.codes"].T, values[f"{name}.scale"].T, None if zero is None else zero.T)
+    return check(q, name)
+
+
+def _array(part: Part, grid: Grid | None, raw: NDArray[np.uint8]) -> NDArray[Any]:
+    if part.type == "FLOAT" or grid is None:
+        return raw.view("<f4").astype(np.float32, copy=False).reshape(part.shape)
+    return unpack_codes(raw.reshape(1, -1), grid)[0, : math.prod(part.shape)].reshape(part.shape)

@@ -1,0 +1,53 @@
+"""Tensors to try laws on: every grid of the registry, two more with an integer zero, every float16."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from edgeqaf import plugins
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.qtensor import QTensor
+
+GRIDS = {name: plugins.find("grids", name) for name in plugins.names("grids")}
+# No registered grid keeps an integer zero yet; the core promises to carry one, in 4 bits and in 8.
+ZERO_4 = Grid("zero_4", bits=4, lo=0, hi=15, block=32, zero=Zero.CODE, source="ONNX DequantizeLinear, uint4")
+ZERO_8 = Grid("zero_8", bits=8, lo=-128, hi=127, block=32, zero=Zero.CODE, source="ONNX DequantizeLinear, int8")
+ALL = [*GRIDS.values(), ZERO_4, ZERO_8]
+
+
+def all_halves() -> np.ndarray:
+    """Every finite float16 as float32, both zeros included: [63488]."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return halves[np.isfinite(halves)]
+
+
+def all_codes(grid: Grid) -> np.ndarray:
+    """Every code of ``grid``, repeated to whole blocks: int8 [n], n a multiple of the block."""
+    codes = np.arange(grid.lo, grid.hi + 1)
+    return np.resize(codes, -(-len(codes) // grid.block) * grid.block).astype(np.int8)
+
+
+def random_tensor(grid: Grid, seed: int = 0, out: int = 4, blocks: int = 3) -> QTensor:
+    """Any codes, any finite float16 scales (both signs, subnormals) and zeros: [out, blocks * grid.block]."""
+    rng = np.random.default_rng(seed)
+    halves = all_halves()
+    codes = rng.integers(grid.lo, grid.hi, (out, blocks * grid.block), endpoint=True).astype(np.int8)
+    zeros = {
+        Zero.NONE: None,
+        Zero.CODE: rng.integers(grid.lo, grid.hi, (out, blocks), endpoint=True).astype(np.float32),
+        Zero.OFFSET: rng.choice(halves, (out, blocks)),
+    }
+    return QTensor(grid, codes, rng.choice(halves, (out, blocks)), zeros[grid.zero])
+
+
+def to_torch(q: QTensor) -> QTensor:
+    """The same tensor on torch."""
+    zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
+    return replace(q, codes=torch.from_numpy(q.codes.copy()), scale=torch.from_numpy(q.scale.copy()), zero=zero)
+
+
+def bits(x: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The bit patterns of float32 values; integers as they are."""
+    array = np.ascontiguousarray(x.numpy() if isinstance(x, torch.Tensor) else x)
+    return array.view(np.uint32) if array.dtype == np.float32 else array
