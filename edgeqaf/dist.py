@@ -18,7 +18,6 @@ from edgeqaf import __version__, checkpoint, plugins
 from edgeqaf.card import model_card
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel, write_json
 from edgeqaf.console import progress
-from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import Refused, VerificationFailed
 from edgeqaf.protocols import Artifact, Exporter
 from edgeqaf.qtensor import QTensor
@@ -120,8 +119,8 @@ def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[
 
 
 def _require_root(name: str, exporter: Exporter, part: Path, root: str) -> None:
-    tensors = exporter.read_back(part / exporter.filename)
-    found = merkle_root({n: tensor_digest(n, stored.tensor) for n, stored in tensors.items()})
+    path = part / exporter.filename
+    found = Artifact(name, path, exporter.read_back(path), part / REFERENCE).root
     if found != root:
         raise VerificationFailed(
             f"{name}: the written file reads back as root {found[:12]}, the model is {root[:12]}",

@@ -1,7 +1,7 @@
 """The torch layer: a linear whose weight is ``decode(fold(q, adapter.delta(q)))``, and nothing else.
 
-The gradient reaches an adapter through one straight-through step, `StraightThrough`; everything
-after it (`fold`, `decode`, the matmul) is differentiated as written.
+The gradient reaches an adapter through a straight-through step of its own; everything after it
+(`fold`, `decode`, the matmul) is differentiated as written.
 """
 
 from typing import Any, Protocol
@@ -24,26 +24,29 @@ class Adapter(Protocol):
 
 
 class StraightThrough(torch.autograd.Function):
-    """Forward: ``value``. Backward: the gradient goes to ``latent`` unchanged, but is dropped where a
-    descent step would push a saturated entry further out (``outside``: +1 above the grid, -1 below).
-    """
+    """Forward: ``value``. Backward: the gradient goes to ``latent`` unchanged."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, value: Tensor, outside: Tensor | None) -> Tensor:
-        ctx.save_for_backward(outside)
+    def forward(ctx: Any, latent: Tensor, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (outside,) = ctx.saved_tensors
-        grad = grads[0]
-        return (grad if outside is None else grad.masked_fill(outside * grad < 0, 0)), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
 
 
-def straight_through(latent: Tensor, value: Tensor, outside: Tensor | None = None) -> Tensor:
+def straight_through(latent: Tensor, value: Tensor) -> Tensor:
     """`StraightThrough` as a function: ``value`` exactly, differentiated as ``latent``."""
-    result: Tensor = StraightThrough.apply(latent, value, outside)  # type: ignore[no-untyped-call]
+    result: Tensor = StraightThrough.apply(latent, value)  # type: ignore[no-untyped-call]
     return result
+
+
+def inward(grad: Tensor, outside: Tensor) -> Tensor:
+    """``grad`` where a descent step on it keeps or brings an entry inside the grid, else zero.
+
+    outside: +1 where the entry is above the grid, -1 below, 0 within.
+    """
+    return grad.masked_fill(outside * grad < 0, 0)
 
 
 class QLinear(nn.Module):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.checkpoint import QModel
-from edgeqaf.digest import Floats, Tensor
+from edgeqaf.digest import Floats, Tensor, merkle_root, tensor_digest
 from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
 
@@ -61,6 +61,11 @@ class Artifact:
     path: Path
     tensors: Mapping[str, Stored]
     reference: Path
+
+    @property
+    def root(self) -> str:
+        """The Merkle root of its tensors."""
+        return merkle_root({name: tensor_digest(name, stored.tensor) for name, stored in self.tensors.items()})
 
     def quantized(self) -> Iterator[tuple[str, Stored, QTensor]]:
         """(logical name, where it is stored, its value) of each quantized tensor, sorted."""

@@ -85,7 +85,7 @@ def jobs(
             yield Job(name, configuration, artifact, expected, options)
 
 
-def with_prompts(job: Job, recorded: Mapping[str, Any] | None, reference: Sequence[Floats]) -> Job:
+def with_prompts(job: Job, recorded: Mapping[str, Any] | None, reference: Sequence[Floats] = ()) -> Job:
     """The job with the witness's prompts to run, and PyTorch's logits to be held against, if known."""
     tokens = recorded["tokens"] if recorded else witness.prompts(Tokenizer(job.artifact.reference))
     return replace(job, tokens=tokens, texts=witness.PROMPTS, reference=reference)

@@ -1,17 +1,20 @@
 """Verify a dist folder: every artifact against the receipt, every runtime against the integers."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 from edgeqaf import plugins
 from edgeqaf.console import Advance, table
-from edgeqaf.digest import Floats
 from edgeqaf.dist import Dist
 from edgeqaf.errors import RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor
 from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport
 from runtime_tests import ladder
+
+AT_ONCE = 2  # configurations that climb side by side, each in its own process
 
 
 def verify(
@@ -21,38 +24,46 @@ def verify(
     advance: Advance,
     expected: Mapping[str, QTensor] | None = None,
 ) -> VerificationReport:
-    """R0 for each artifact, then R1, R2 and R4 in each runtime that reads it.
+    """R0 for each artifact; then R1, R2 and R4 in each runtime that reads it.
 
+    PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
+    runs once for all artifacts that R0 shows to hold the same. The rest run two at a time.
     expected: tensors to hold the runtimes against; by default those of the artifact itself, which R0
     ties to the receipt's digests.
     """
+    names = [name for name in runtimes if name != ladder.REFERENCE]
+    recorded = dist.receipt.get("witness")
+    done = count(1)
     checks: list[Check] = []
-    names = sorted(runtimes, key=lambda name: (name != ladder.REFERENCE, name))
-    witness = dist.receipt.get("witness")
-    done = 0
+    reference: dict[str, ladder.Outcome] = {}
     for artifact in dist.artifacts:
+        own = expected or {name: q for name, _, q in artifact.quantized()}
         checks.append(ladder.check_file(artifact, dist.digests))
-        advance(done := done + 1, f"R0 {artifact.format}")
-        own = {name: q for name, _, q in artifact.quantized()}
-        reference: list[Floats] = []
-        for job in ladder.jobs(artifact, expected or own, names, options):
-            if isinstance(job, Check):
-                checks.append(job)
-                continue
-            outcome = ladder.run(ladder.with_prompts(job, witness, reference))
-            checks += outcome.checks
-            if job.runtime == ladder.REFERENCE and outcome.logits:
-                reference = outcome.logits
-            if job.runtime == ladder.REFERENCE and outcome.logits and witness:
-                checks.append(_against_witness(artifact, witness, outcome.key, outcome.digest))
-            advance(done := done + 1, ladder.subject(job))
+        advance(next(done), f"R0 {artifact.format}")
+        root = artifact.root
+        if ladder.REFERENCE in runtimes and root not in reference:
+            (job,) = ladder.jobs(artifact, own, [ladder.REFERENCE], options)
+            assert isinstance(job, ladder.Job)
+            reference[root] = ladder.run(ladder.with_prompts(job, recorded))
+            checks += reference[root].checks
+            if recorded and reference[root].logits:
+                checks.append(_against_witness(artifact, recorded, reference[root]))
+        advance(next(done), ladder.REFERENCE)
+        logits = reference[root].logits if root in reference else []
+        found = list(ladder.jobs(artifact, own, names, options))
+        checks += [job for job in found if isinstance(job, Check)]
+        climbing = [ladder.with_prompts(job, recorded, logits) for job in found if isinstance(job, ladder.Job)]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for outcome in pool.map(ladder.run, climbing):
+                checks += outcome.checks
+                advance(next(done), outcome.checks[0].subject)
     return VerificationReport(tuple(checks))
 
 
 def steps(dist: Dist, runtimes: Sequence[str]) -> int:
     """How many times `verify` will advance at most."""
-    found = [plugins.find("runtimes", name) for name in runtimes]
-    return sum(1 + sum(len(r.configurations) for r in found if r.reads in (None, a.format)) for a in dist.artifacts)
+    found = [plugins.find("runtimes", name) for name in runtimes if name != ladder.REFERENCE]
+    return sum(2 + sum(len(r.configurations) for r in found if r.reads == a.format) for a in dist.artifacts)
 
 
 def require(report: VerificationReport, wanted: Sequence[str]) -> None:
@@ -104,17 +115,19 @@ def _who(check: Check) -> tuple[str, str]:
     return words[0], words[-1]
 
 
-def _against_witness(artifact: Artifact, witness: Mapping[str, Any], key: Mapping[str, str], digest: str) -> Check:
+def _against_witness(artifact: Artifact, recorded: Mapping[str, Any], outcome: ladder.Outcome) -> Check:
     """R4: PyTorch's logits from this file's integers against those of the training forward, before the merge."""
     subject = f"{ladder.REFERENCE} before and after merge, on {artifact.format}"
-    count, values = len(witness["tokens"]), witness["values"]
-    if dict(key) != witness["key"]:
-        was = ", ".join(f"{k} {v}" for k, v in witness["key"].items())
-        return Check("R4", subject, Verdict.ABSENT, count, detail=f"recorded with {was}: nothing to compare with here")
-    same = digest == witness["logits"]
+    prompts, values = len(recorded["tokens"]), recorded["values"]
+    if dict(outcome.key) != recorded["key"]:
+        was = ", ".join(f"{k} {v}" for k, v in recorded["key"].items())
+        return Check(
+            "R4", subject, Verdict.ABSENT, prompts, detail=f"recorded with {was}: nothing to compare with here"
+        )
+    same = outcome.digest == recorded["logits"]
     verdict = Verdict.EXACT if same else Verdict.DIFFERENT
-    detail = "" if same else f"logits digest {digest[:16]}, recorded {witness['logits'][:16]}"
-    return Check("R4", subject, verdict, count, values, 0 if same else values, "logits", detail)
+    detail = "" if same else f"logits digest {outcome.digest[:16]}, recorded {recorded['logits'][:16]}"
+    return Check("R4", subject, verdict, prompts, values, 0 if same else values, "logits", detail)
 
 
 def parse_runtimes(text: str | None) -> list[str]:

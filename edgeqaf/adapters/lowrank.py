@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgeqaf.errors import UsageError
 from edgeqaf.grid import Slot
 from edgeqaf.method import Method, Options, warm_hold_decay
-from edgeqaf.nn import straight_through
+from edgeqaf.nn import inward
 from edgeqaf.qtensor import Delta, QTensor
 
 A_STEP, A_BOUND = 2.0**-16, 2.0**5
@@ -31,19 +31,31 @@ B_STEP, B_BOUND = 2.0**-20, 2.0**6
 MAX_RANK = 64  # 21 + 26 bits a product, 6 more for the sum: 53, what float64 holds exactly
 
 
-class ExactProduct(torch.autograd.Function):
-    """B [out, r] @ A [r, in] on the snapped factors: float64, exact. Gradients are plain float32."""
+def exact_product(b: Tensor, a: Tensor) -> Tensor:
+    """float64 [out, in]: B [out, r] @ A [r, in] of the snapped factors, with no rounding anywhere."""
+    return _snap(b, B_STEP, B_BOUND) @ _snap(a, A_STEP, A_BOUND)
+
+
+class RoundedProduct(torch.autograd.Function):
+    """codes, B, A -> the change of codes, float32 integers [out, in], within the grid.
+
+    Backward is straight-through: the gradient of the product, dropped where a saturated code would be
+    pushed further outward.
+    """
 
     @staticmethod
-    def forward(ctx: Any, b: Tensor, a: Tensor) -> Tensor:
-        ctx.save_for_backward(b, a)
-        return _snap(b, B_STEP, B_BOUND) @ _snap(a, A_STEP, A_BOUND)
+    def forward(ctx: Any, codes: Tensor, b: Tensor, a: Tensor, lo: int, hi: int) -> Tensor:
+        steps = exact_product(b, a).div_(math.sqrt(len(a))).add_(0.5).floor_()
+        wanted = steps.float().add_(codes)
+        outside = (wanted > hi).to(torch.int8) - (wanted < lo).to(torch.int8)
+        ctx.save_for_backward(b, a, outside)
+        return wanted.clamp_(lo, hi).sub_(codes)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        b, a = ctx.saved_tensors
-        grad = grads[0].float()
-        return grad @ a.T, b.T @ grad
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
+        b, a, outside = ctx.saved_tensors
+        grad = inward(grads[0], outside) / math.sqrt(len(a))
+        return None, grad @ a.T, b.T @ grad, None, None
 
 
 def _snap(x: Tensor, step: float, bound: float) -> Tensor:
@@ -63,12 +75,8 @@ class LowRank(nn.Module):
 
     def delta(self, q: QTensor) -> Delta:
         """codes: float32 integers [out, in]; saturated entries get no gradient further outward."""
-        product: Tensor = ExactProduct.apply(self.b, self.a)  # type: ignore[no-untyped-call]
-        steps = product / math.sqrt(len(self.a))
-        wanted = q.codes + torch.floor(steps.detach() + 0.5)
-        reached = wanted.clip(q.grid.lo, q.grid.hi)
-        outside = torch.sign(wanted - reached).to(torch.int8)
-        return Delta(codes=straight_through(steps.float(), (reached - q.codes).float(), outside))
+        codes: Tensor = RoundedProduct.apply(q.codes, self.b, self.a, q.grid.lo, q.grid.hi)  # type: ignore[no-untyped-call]
+        return Delta(codes=codes)
 
 
 class LowRankOptions(Options):

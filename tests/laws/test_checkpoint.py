@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from samples import ALL, GRIDS, bits, random_tensor
 
-from edgeqaf import __version__
+from edgeqaf import __version__, checkpoint
 from edgeqaf.checkpoint import COMPANIONS, MANIFEST, WEIGHTS, QModel, load, pack_codes, save, unpack_codes, verify
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import GridError, OutOfResources, Refused, UsageError
@@ -41,8 +41,11 @@ def model(source: Path, **more) -> QModel:
     return QModel(CONFIG, {**tensors, **FLOATS, **more}, source)
 
 
+OPTIONS = {"grid": "q4_0", "quantizer": "rtn"}
+
+
 def save_base(source: Path, target: Path, **more) -> QModel:
-    return save(model(source, **more), target, kind="base", parent=None, options={"grid": "q4_0"})
+    return save(model(source, **more), target, kind="base", parent=None, options=OPTIONS)
 
 
 @pytest.fixture
@@ -100,7 +103,7 @@ def test_any_layout_in_memory_is_saved_as_what_it_means(source, tmp_path):
             else:
                 tensors[name] = rearranged(tensor) if tensor.ndim == 2 else tensor
         target = tmp_path / f"rearranged{i}"
-        save(QModel(CONFIG, tensors, source), target, kind="base", parent=None, options={"grid": "q4_0"})
+        save(QModel(CONFIG, tensors, source), target, kind="base", parent=None, options=OPTIONS)
         assert read(target) == read(tmp_path / "plain")
 
 
@@ -110,10 +113,11 @@ def test_two_saves_are_the_same_bytes_wherever_and_in_whatever_order(source, tmp
     moved = tmp_path / "elsewhere" / "renamed"
     shutil.copytree(source, moved)
     backwards = QModel(CONFIG, dict(reversed(model(source).tensors.items())), moved)
-    save(backwards, tmp_path / "deep" / "b", kind="base", parent=None, options={"grid": "q4_0"})
+    options = dict(reversed(OPTIONS.items()))
+    save(backwards, tmp_path / "deep" / "b", kind="base", parent=None, options=options)
     assert read(tmp_path / "a") == read(tmp_path / "deep" / "b")
     again = load(tmp_path / "a")
-    save(again, tmp_path / "c", kind="base", parent=None, options={"grid": "q4_0"})
+    save(again, tmp_path / "c", kind="base", parent=None, options=OPTIONS)
     assert read(tmp_path / "c") == read(tmp_path / "a")
 
 
@@ -183,7 +187,7 @@ def test_an_existing_folder_is_kept_without_force_and_replaced_with_it(source, b
 def test_a_model_may_be_saved_over_its_own_folder(base):
     before = load(base)
     digests = before.digests()
-    save(before, base, kind="base", parent=None, options={"grid": "q4_0"}, force=True)
+    save(before, base, kind="base", parent=None, options=OPTIONS, force=True)
     verify(load(base))
     assert load(base).digests() == digests
 
@@ -193,6 +197,21 @@ def test_a_tensor_off_its_grid_is_never_saved(source, tmp_path):
     with pytest.raises(GridError, match=r"bad.*codes span"):
         save_base(source, tmp_path / "out", bad=q.replace(codes=q.codes - 8))
     assert not (tmp_path / "out").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_disk_that_keeps_other_bits_than_it_was_given_is_found_out_before_the_folder_is_visible(
+    source, tmp_path, monkeypatch
+):
+    def save_file_on_a_bad_disk(arrays, path, metadata):
+        save_file(arrays, path, metadata)
+        damaged = bytearray(path.read_bytes())
+        damaged[-1] ^= 1
+        path.write_bytes(damaged)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file_on_a_bad_disk)
+    with pytest.raises(Refused, match="does not match its digest"):
+        save_base(source, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
 
 

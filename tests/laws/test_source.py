@@ -1,6 +1,7 @@
 """Float models are read as they are, under one name per tensor, and refused when they are not what they say."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -153,8 +154,11 @@ def test_shards_are_read_as_the_one_file_they_were(folder, tiny_float_model):
 )
 def test_a_shard_outside_the_folder_is_refused(folder, shard):
     weight_map = split_in_shards(folder)
+    (folder / "sub").mkdir()
+    for place in (folder / "sub", folder.parent):
+        save_file({UP: np.zeros((96, 64), np.float32)}, place / "x.safetensors")
     write_index(folder, weight_map | {UP: shard})
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=re.escape(f"shard {shard!r}")):
         FloatModel(folder)
 
 

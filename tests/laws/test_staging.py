@@ -1,5 +1,6 @@
 """A staged output is there whole or not at all: under errors, full disks, and death at any moment."""
 
+import os
 import random
 import shutil
 import signal
@@ -157,6 +158,22 @@ def test_a_left_over_temporary_of_the_same_process_number_is_not_reused(tmp_path
         assert not part.exists()
         write(part, True, content(2))
     assert set(read(target)) == {content(2)}
+
+
+@each_form
+def test_every_file_is_on_the_disk_before_the_rename_and_the_rename_before_the_end(tmp_path, monkeypatch, folder):
+    target, done = tmp_path / "out", []
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(os.fstat(handle).st_ino), fsync(handle)))
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append("renamed"), rename(a, b)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("renamed"), replace(a, b)))
+    with staged(target) as part:
+        write(part, folder, content(1))
+        written = {p.stat().st_ino for p in [part, *part.rglob("*")]}
+        assert done == []
+    renamed = done.index("renamed")
+    assert set(done[:renamed]) == written
+    assert done[renamed + 1 :] == [tmp_path.stat().st_ino]
 
 
 def test_a_relative_target_is_written_where_it_was_named(tmp_path, monkeypatch):
