@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeqaf import plugins
-from edgeqaf.checkpoint import MANIFEST, read_json, read_manifest
+from edgeqaf.checkpoint import MANIFEST, read_manifest
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid, Zero
+from edgeqaf.jsonfile import read_json
 from edgeqaf.source import EMBEDDING, HEAD, LINEARS, FloatModel
 
 Tensor = tuple[str, tuple[int, ...], Grid | None]

@@ -13,7 +13,6 @@ paths inside: the same input gives the same bytes.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,8 @@ from edgeqaf import __version__, plugins
 from edgeqaf.digest import Floats, Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
+from edgeqaf.jsonfile import read_json, write_json
+from edgeqaf.packing import pack_codes, unpack_codes
 from edgeqaf.qtensor import QTensor, check
 from edgeqaf.staging import staged
 
@@ -161,34 +162,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Parse a JSON object, refusing what is missing, malformed or ambiguous (duplicate keys)."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        twice = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else set()
-        if twice:
-            raise Refused(f"{path}: duplicate key {min(twice)!r}", "the file is corrupt; fetch it again")
-        return dict(pairs)
-
-    try:
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise Refused(f"{path} does not exist", "check the path") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise Refused(f"{path} is not readable JSON: {error}", "the file is corrupt; fetch it again") from None
-    if not isinstance(value, dict):
-        raise Refused(
-            f"{path} holds a JSON {type(value).__name__}, not an object", "the file is corrupt; fetch it again"
-        )
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write deterministic, readable JSON."""
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-
-
 def copy_companions(source: Path, target: Path) -> None:
     """Copy config and tokenizer files that exist in ``source``."""
     for name in COMPANIONS:
@@ -200,23 +173,6 @@ def companions_digest(folder: Path) -> dict[str, str]:
     """SHA-256 of each companion file in ``folder``, by name."""
     present = [name for name in COMPANIONS if (folder / name).is_file()]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in present}
-
-
-def pack_codes(codes: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
-    """int8 [out, in] -> uint8 [out, in * bits / 8]; the inverse of `unpack_codes`."""
-    raw = codes.astype(np.int8).view(np.uint8)
-    if grid.bits == 8:
-        return raw
-    return raw[:, 0::2] | (raw[:, 1::2] << 4)
-
-
-def unpack_codes(packed: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
-    """uint8 [out, in * bits / 8] -> int8 [out, in]."""
-    if grid.bits == 8:
-        return packed.view(np.int8)
-    codes = np.empty((packed.shape[0], packed.shape[1] * 2), np.int8)
-    codes[:, 0::2], codes[:, 1::2] = packed & 15, packed >> 4
-    return codes
 
 
 def _pack(name: str, tensor: Tensor) -> dict[str, np.ndarray[Any, Any]]:
@@ -258,8 +214,7 @@ class _FolderTensors(Mapping[str, Tensor]):
         )
 
     def _parameter(self, key: str) -> Floats:
-        stored = self._read(key)
-        return stored.astype(np.float32) if stored.dtype == np.float16 else stored
+        return self._read(key).astype(np.float32)
 
     def _read(self, key: str) -> np.ndarray[Any, Any]:
         try:

@@ -16,9 +16,10 @@ from typing import Any
 
 from edgeqaf import __version__, checkpoint, plugins
 from edgeqaf.card import model_card
-from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel, write_json
+from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.console import progress
 from edgeqaf.errors import Refused, VerificationFailed
+from edgeqaf.jsonfile import write_json
 from edgeqaf.protocols import Artifact, Exporter
 from edgeqaf.qtensor import QTensor
 from edgeqaf.staging import staged

@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from edgeqaf import __version__, checkpoint, plugins
-from edgeqaf.checkpoint import FORMAT, MANIFEST, read_json, write_json
+from edgeqaf import __version__, checkpoint
+from edgeqaf.checkpoint import FORMAT, MANIFEST
 from edgeqaf.console import progress, say
 from edgeqaf.data import Example, read_rows, tokenize
-from edgeqaf.digest import tensor_digest
-from edgeqaf.errors import Interrupted, Refused, UsageError
-from edgeqaf.method import Method, Options, trainable
+from edgeqaf.errors import Interrupted, Refused
+from edgeqaf.jsonfile import read_json, write_json
+from edgeqaf.method import Method, Options, method_of, trainable
 from edgeqaf.modeling import build
 from edgeqaf.movement import layer_movements, require_moved, total
-from edgeqaf.nn import qlinears, to_numpy
+from edgeqaf.nn import qlinears
+from edgeqaf.run import CHECKPOINTS, CONFIG, LOG, SETTINGS, folded_digests
 from edgeqaf.staging import require_new, staged
 from edgeqaf.tokenizer import Tokenizer
 from edgeqaf.trainer import (
@@ -47,7 +47,7 @@ from edgeqaf.trainer import (
     parameters,
 )
 
-SETTINGS, LOG, CONFIG, STATE = "finetune.json", "log.jsonl", "adapter_config.json", "trainer_state.json"
+STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def finetune(base: Path, data: Path, out: Path, settings: Settings, *, eval_data
     model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
     with progress(f"finetune {settings.method}", settings.steps) as advance:
         trainer = _trainer(out, model, method, options, settings, rows, held_out, Tokenizer(base).pad, advance)
-        _train(trainer, model, next(reversed(checkpoints(out / "checkpoints")), None))
+        _train(trainer, model, next(reversed(checkpoints(out / CHECKPOINTS)), None))
     if any(isinstance(c, Interrupt) and c.stopped for c in trainer.callback_handler.callbacks):
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {settings.steps}", "run the same command with --resume"
@@ -119,50 +119,6 @@ def plan(base: Path, data: Path, settings: Settings) -> dict[str, int]:
         # codes, then per weight the float32 intermediates that autograd keeps; parameters with AdamW's moments
         "memory_bytes": 17 * weights + 4 * floats + 16 * trained,
     }  # fmt: skip
-
-
-def method_of(name: str, values: Mapping[str, Any]) -> tuple[Method, Options]:
-    """The method called ``name`` and its options, validated; UsageError names a wrong one."""
-    method: Method = plugins.find("adapters", name)
-    try:
-        return method, method.options.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(f"{k}={v.default}" for k, v in method.options.model_fields.items())
-        raise UsageError(
-            f"{name}: option {'.'.join(map(str, first['loc']))}: {first['msg']}", f"options: {known}"
-        ) from None
-
-
-def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn.Module, Method, dict[str, Any]]:
-    """The base folder, the model as it was at the end of training, its method, and the run's manifest.
-
-    Raises Refused for an unfinished run or a base whose root is not the one it was trained on.
-    """
-    if not (run / MANIFEST).is_file() and (run / SETTINGS).is_file():
-        raise Refused(f"{run} is not finished", "run the same finetune command with --resume")
-    manifest = checkpoint.read_manifest(run)
-    if manifest["kind"] != "run":
-        raise Refused(f"{run} is a {manifest['kind']} folder, not a run", "pass a folder made by finetune")
-    folder = base or (run / read_json(run / SETTINGS)["base"]).resolve()
-    model_folder = checkpoint.load(folder)
-    if model_folder.root != manifest["parent"]:
-        raise Refused(
-            f"{run} was trained on base {manifest['parent'][:12]}, but {folder} is {model_folder.root[:12]}",
-            "pass the base it was trained on: --base FOLDER",
-        )
-    checkpoint.verify(model_folder)
-    adapter = read_json(run / CONFIG)
-    method, options = method_of(adapter["method"], adapter["options"])
-    model = method.attach(build(model_folder.config, model_folder.tensors), options, adapter["seed"])
-    load_parameters(model, run / ADAPTER)
-    return model_folder, model, method, manifest
-
-
-@torch.no_grad()
-def folded_digests(model: nn.Module) -> dict[str, str]:
-    """Canonical digest of every quantized layer with its adapter folded in."""
-    return {name: tensor_digest(name, to_numpy(layer.folded())) for name, layer in qlinears(model).items()}
 
 
 def _examples(
@@ -202,14 +158,14 @@ def _open_run(out: Path, record: dict[str, Any], *, resume: bool, force: bool) -
         return
     require_new(out, force)
     with staged(out, force=force) as part:
-        (part / "checkpoints").mkdir(parents=True)
+        (part / CHECKPOINTS).mkdir(parents=True)
         write_json(part / SETTINGS, record)
 
 
 def _trainer(out: Path, model: nn.Module, method: Method, options: Options, settings: Settings,
              rows: list[Example], held_out: list[Example], pad: int, advance: Any) -> GridTrainer:  # fmt: skip
     arguments = TrainingArguments(
-        output_dir=str(out / "checkpoints"), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
+        output_dir=str(out / CHECKPOINTS), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate, max_grad_norm=0.0,
         seed=settings.seed, data_seed=settings.seed, logging_steps=1, logging_nan_inf_filter=False,
         eval_strategy="steps" if held_out else "no", eval_steps=settings.eval_every, prediction_loss_only=True,
@@ -222,7 +178,7 @@ def _trainer(out: Path, model: nn.Module, method: Method, options: Options, sett
         return {"moved": moved.share} if moved.weights else {}
 
     trainer = GridTrainer(
-        out / "checkpoints", model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None,
+        out / CHECKPOINTS, model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None,
         data_collator=Collator(pad), callbacks=[Progress(out / LOG, advance, measure), Interrupt()],
         optimizers=method.optimizer(list(trainable(model).values()), options, settings.steps),
     )  # fmt: skip

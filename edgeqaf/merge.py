@@ -20,12 +20,12 @@ from edgeqaf.checkpoint import QModel
 from edgeqaf.console import progress
 from edgeqaf.digest import Tensor, tensor_digest
 from edgeqaf.errors import Refused, VerificationFailed
-from edgeqaf.finetune import load_run
 from edgeqaf.modeling import build
 from edgeqaf.movement import Movement, layer_movements, total
 from edgeqaf.nn import QLinear, qlinears, to_numpy
 from edgeqaf.qtensor import QTensor, check, decode
 from edgeqaf.report import compare_bits, first_difference
+from edgeqaf.run import load_run
 from edgeqaf.tokenizer import Tokenizer
 
 

@@ -5,13 +5,16 @@ one adapter on each quantized layer and inherit the rest; a baseline that cannot
 ``lossless = False`` and may attach itself in its own way.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from edgeqaf import plugins
+from edgeqaf.errors import UsageError
 from edgeqaf.nn import Adapter, qlinears
 from edgeqaf.qtensor import QTensor
 
@@ -67,3 +70,16 @@ def warm_hold_decay(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 
         return rise if step < hold * steps else rise * max(0.0, (steps - step) / ((1 - hold) * steps))
 
     return LambdaLR(optimizer, factor)
+
+
+def method_of(name: str, values: Mapping[str, Any]) -> tuple[Method, Options]:
+    """The method called ``name`` and its options, validated; UsageError names a wrong one."""
+    method: Method = plugins.find("adapters", name)
+    try:
+        return method, method.options.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(f"{k}={v.default}" for k, v in method.options.model_fields.items())
+        raise UsageError(
+            f"{name}: option {'.'.join(map(str, first['loc']))}: {first['msg']}", f"options: {known}"
+        ) from None

@@ -29,7 +29,7 @@ class QTensor:
 
     codes: integers in [grid.lo, grid.hi], [out, in]; int8 at rest, float32 inside a training step.
     scale: float32 holding float16 values, [out, in / block].
-    zero:  None, integers (``Zero.CODE``) or float32 holding float16 values (``Zero.OFFSET``),
+    zero:  None, or float32 holding codes (``Zero.CODE``) or float16 values (``Zero.OFFSET``),
            [out, in / block].
     """
 
@@ -143,10 +143,11 @@ def check(q: QTensor, name: str = "tensor") -> QTensor:
 def _check_parameter(grid: Grid, name: str, values: Array, shape: tuple[int, int]) -> None:
     if tuple(values.shape) != shape:
         raise GridError(f"{name}: shape {tuple(values.shape)}, expected {shape}")
-    if values.dtype == np.int8 and name.endswith(".zero") and grid.zero is Zero.CODE:
-        return
     if values.dtype != np.float32:
         raise GridError(f"{name}: dtype {values.dtype}, expected float32 holding float16 values")
+    if name.endswith(".zero") and grid.zero is Zero.CODE:
+        _check_zero_points(grid, name, values)
+        return
     with np.errstate(over="ignore"):
         wrong = ~np.isfinite(values) | (to_half(values) != values)
     if wrong.any():
@@ -154,4 +155,14 @@ def _check_parameter(grid: Grid, name: str, values: Array, shape: tuple[int, int
         raise GridError(
             f"{name}[{row}, {column}] = {values[row, column]!r} is not a finite float16 value",
             "the file is corrupt, or its scales were never rounded to float16",
+        )
+
+
+def _check_zero_points(grid: Grid, name: str, values: Array) -> None:
+    wrong = ~((values >= grid.lo) & (values <= grid.hi) & (np.rint(values) == values))
+    if wrong.any():
+        row, column = (int(i[0]) for i in np.nonzero(wrong))
+        raise GridError(
+            f"{name}[{row}, {column}] = {values[row, column]!r} is not an integer in [{grid.lo}, {grid.hi}]",
+            "the file is corrupt, or was written for another grid",
         )

@@ -13,9 +13,9 @@ from edgeqaf.child import stream
 from edgeqaf.data import Task
 from edgeqaf.dist import open_dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError
-from edgeqaf.finetune import load_run
 from edgeqaf.modeling import build
 from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions
+from edgeqaf.run import load_run
 from edgeqaf.tokenizer import Tokenizer
 
 

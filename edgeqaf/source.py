@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from edgeqaf.checkpoint import read_json
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
+from edgeqaf.jsonfile import read_json
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # model_type -> which tensors are linear weights of the decoder layers, to be quantized

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from edgeqaf.checkpoint import read_json
 from edgeqaf.errors import Refused
+from edgeqaf.jsonfile import read_json
 
 
 class Tokenizer:

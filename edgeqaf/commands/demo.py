@@ -100,8 +100,8 @@ def _run(line: list[str]) -> None:
 def _summary(out: Path, scores: list[Path], seconds: float) -> None:
     import resource
 
-    from edgeqaf.checkpoint import read_json
     from edgeqaf.console import say, table
+    from edgeqaf.jsonfile import read_json
 
     found: list[dict[str, Any]] = [read_json(path) for path in scores]
     rows = [(s["label"], s["runtime"], f"{s['matched']} of {s['rows']}", f"{s['exact_match']:.1%}") for s in found]

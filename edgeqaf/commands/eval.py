@@ -31,9 +31,9 @@ def command(
 ) -> None:
     """Generate greedily from each prompt and count the answers that match exactly."""
     from edgeqaf import evaluate
-    from edgeqaf.checkpoint import write_json
     from edgeqaf.console import emit, progress, say
     from edgeqaf.data import read_rows, tasks
+    from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
     from edgeqaf.scoring import subject
     from edgeqaf.staging import staged

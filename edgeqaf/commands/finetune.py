@@ -46,7 +46,8 @@ def command(
             raise UsageError(f"--set {item!r} is not KEY=VALUE", "write for example --set move_rate=0.5")
         options[key] = value
     options |= {key: value for key, value in (("lr", lr), ("rank", rank)) if value is not None}
-    from edgeqaf.finetune import Settings, finetune, method_of, plan
+    from edgeqaf.finetune import Settings, finetune, plan
+    from edgeqaf.method import method_of
 
     chosen = [c.strip() for c in columns.split(",")] if columns else []
     settings = Settings(

@@ -18,8 +18,8 @@ def command(
 ) -> None:
     """Fold the adapter into the integers and prove that nothing was lost."""
     from edgeqaf.console import emit, say
-    from edgeqaf.finetune import load_run
     from edgeqaf.merge import merge, summary
+    from edgeqaf.run import load_run
 
     if dry_run:
         base_folder, _, _, manifest = load_run(run, base)

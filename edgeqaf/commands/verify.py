@@ -22,9 +22,9 @@ def command(
 ) -> None:
     """Climb the verification ladder: file, weights, kernels, logits; exit 4 on any difference."""
     from edgeqaf import checkpoint
-    from edgeqaf.checkpoint import write_json
     from edgeqaf.console import emit, progress, say
     from edgeqaf.dist import open_dist
+    from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
     from edgeqaf.staging import staged
     from runtime_tests import verify as verification

@@ -12,9 +12,10 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from edgeqaf.checkpoint import MANIFEST, read_json, read_manifest
+from edgeqaf.checkpoint import MANIFEST, read_manifest
 from edgeqaf.digest import merkle_root
 from edgeqaf.errors import Refused
+from edgeqaf.jsonfile import read_json
 from edgeqaf.movement import Movement
 from edgeqaf.report import RUNGS, Check, Verdict
 

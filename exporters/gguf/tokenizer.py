@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeqaf.checkpoint import read_json
 from edgeqaf.errors import Refused
+from edgeqaf.jsonfile import read_json
 from exporters.gguf.container import Type, Value, string, uint32
 from exporters.gguf.vocabulary import (
     CONTROL,

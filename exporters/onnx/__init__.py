@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from edgeqaf.checkpoint import COMPANIONS, QModel, copy_companions, read_json, write_json
+from edgeqaf.checkpoint import COMPANIONS, QModel, copy_companions
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
+from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored
 from edgeqaf.qtensor import QTensor
 from exporters.onnx import parts as layout

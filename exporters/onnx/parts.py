@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf.checkpoint import pack_codes, unpack_codes
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
+from edgeqaf.packing import pack_codes, unpack_codes
 from edgeqaf.qtensor import QTensor, check
 
 ALIGNMENT = 64

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 
 from edgeqaf import evaluate, witness
-from edgeqaf.checkpoint import read_json
 from edgeqaf.digest import Floats
+from edgeqaf.jsonfile import read_json
 from edgeqaf.modeling import build
 from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
 from edgeqaf.qtensor import QTensor, decode

@@ -24,7 +24,7 @@ EDGES = {
 # These read, check and convert a model where there may be no torch: whatever is heavy, they import in a function.
 CORE = (
     "grid", "qtensor", "digest", "staging", "plugins", "checkpoint", "protocols", "report", "source", "quantize",
-    "errors",
+    "errors", "packing", "jsonfile",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "gguf", "onnx_ir", "onnxscript", "accelerate", "peft"}
 

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file, save_file
 from samples import ALL, GRIDS, bits, random_tensor
 
 from edgeqaf import __version__, checkpoint
-from edgeqaf.checkpoint import COMPANIONS, MANIFEST, WEIGHTS, QModel, load, pack_codes, save, unpack_codes, verify
+from edgeqaf.checkpoint import COMPANIONS, MANIFEST, WEIGHTS, QModel, load, save, verify
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import GridError, OutOfResources, Refused, UsageError
+from edgeqaf.packing import pack_codes, unpack_codes
 from edgeqaf.qtensor import QTensor
 
 CONFIG = {"model_type": "llama", "hidden_size": 96, "rms_norm_eps": 1e-5, "name": "Grüße"}

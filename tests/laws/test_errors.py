@@ -49,7 +49,7 @@ def test_the_command_line_turns_an_error_into_two_lines_and_its_code(kind, monke
     ("arguments", "says"),
     [(["nonsense"], "nonsense"), (["quantize"], "model"), (["quantize", "--gird", "q4_0"], "--gird"),
      (["--nope"], "--nope"), (["quantize", "model", "-o", "out", "--grid", "q9"], "unknown grid 'q9'")],
-    ids=" ".join,
+    ids=lambda v: v if isinstance(v, str) else " ".join(v),
 )  # fmt: skip
 def test_a_wrong_command_line_is_a_usage_error_in_two_lines(arguments, says, capsys):
     assert cli.run(arguments) == errors.UsageError.exit_code

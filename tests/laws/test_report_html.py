@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeqaf import checkpoint, dist, finetune, html, merge, plugins
-from edgeqaf.checkpoint import write_json
 from edgeqaf.commands.report import command
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.html import plots
+from edgeqaf.jsonfile import write_json
 from edgeqaf.movement import Movement
 from edgeqaf.protocols import RuntimeOptions
 from edgeqaf.qtensor import QTensor

@@ -147,17 +147,19 @@ def test_a_symbolic_link_is_refused_and_what_it_points_at_kept(tmp_path, force, 
     assert points_at == "nothing" or set(read(real)) == {content(0)}
 
 
-def test_a_left_over_temporary_of_the_same_process_number_is_not_reused(tmp_path):
-    target = tmp_path / "out"
+@each_form
+@pytest.mark.parametrize("suffix", [".part", ".old"])
+def test_what_a_killed_process_of_the_same_number_left_is_replaced_and_not_reused(tmp_path, folder, suffix):
+    target = tmp_path / "out"  # in containers process numbers repeat from run to run
     with staged(target) as part:
-        name = part.name
-        write(part, False, content(1))
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "stale").write_bytes(b"stale")
+        stale = part.with_suffix(suffix)
+        write(part, folder, content(1))
+    write(stale, True, content(0))
     with staged(target, force=True) as part:
         assert not part.exists()
-        write(part, True, content(2))
+        write(part, folder, content(2))
     assert set(read(target)) == {content(2)}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 @each_form

@@ -11,9 +11,10 @@ import torch
 from edgeqaf import checkpoint
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import Refused, UsageError, VerificationFailed
-from edgeqaf.finetune import Settings, finetune, load_run
+from edgeqaf.finetune import Settings, finetune
 from edgeqaf.merge import merge, summary
 from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.run import load_run
 
 QUICK = {"steps": 6, "batch": 4, "save_every": 2, "eval_every": 3, "max_length": 48, "threads": 1}
 OPTIONS: dict[str, dict[str, Any]] = {"lowrank": {"lr": 0.5, "rank": 4}, "lota": {"rank": 4}, "lora": {"rank": 4}}

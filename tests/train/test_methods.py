@@ -7,9 +7,8 @@ import torch
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import GridError, UsageError
-from edgeqaf.finetune import method_of
 from edgeqaf.grid import Slot, Zero
-from edgeqaf.method import trainable
+from edgeqaf.method import method_of, trainable
 from edgeqaf.modeling import build
 from edgeqaf.nn import QLinear, inward, qlinears, to_numpy
 from edgeqaf.qtensor import Delta, QTensor, check, decode
