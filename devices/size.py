@@ -15,7 +15,7 @@ from edgeqaf.checkpoint import MANIFEST, read_manifest
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json
-from edgeqaf.source import EMBEDDING, HEAD, LINEARS, FloatModel
+from edgeqaf.source import EMBEDDING, HEAD, FloatModel, is_linear
 
 Tensor = tuple[str, tuple[int, ...], Grid | None]
 # Bits by which a format stores a scale or a float zero wider than the grid's 16 (float32 in ONNX).
@@ -173,7 +173,7 @@ def _implied_tensors(folder: Path, grid: Grid) -> Iterator[Tensor]:
     shapes |= {EMBEDDING: (d.vocabulary, d.hidden), "model.norm.weight": (d.hidden,)}
     shapes |= {} if d.tied else {HEAD: (d.vocabulary, d.hidden)}
     for name, shape in shapes.items():
-        yield name, shape, grid if LINEARS["llama"].fullmatch(name) else None
+        yield name, shape, grid if is_linear("llama", name) else None
 
 
 def _size_dist(folder: Path, format: str, manifest: Mapping[str, Any]) -> Sized:

@@ -12,8 +12,6 @@ Two 4-bit codes share a byte, the even column in the low nibble. There are no ti
 paths inside: the same input gives the same bytes.
 """
 
-import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from edgeqaf import __version__, plugins
-from edgeqaf.digest import Floats, Tensor, merkle_root, tensor_digest
+from edgeqaf.companions import companions_digest, copy_companions
+from edgeqaf.digest import Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
@@ -36,19 +35,6 @@ from edgeqaf.staging import staged
 FORMAT = 1
 MANIFEST = "edgeqaf.json"
 WEIGHTS = "model.safetensors"
-# What a model folder carries beside its weights; each is opaque to us and copied as it is.
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True)
@@ -115,6 +101,7 @@ def save(
     with staged(target, force=force, needed_bytes=sum(a.nbytes for a in arrays.values()) + 2**20) as part:
         part.mkdir()
         copy_companions(model.folder, part)
+        manifest["companions"] = companions_digest(part)
         save_file(arrays, part / WEIGHTS, metadata={"format": "pt"})
         write_json(part / MANIFEST, manifest)
         verify(load(part))
@@ -129,11 +116,34 @@ def load(folder: Path) -> QModel:
             f"{folder} is a {manifest.get('kind')} folder, not a model", "pass a folder made by quantize or merge"
         )
     config = read_json(folder / "config.json")
-    return QModel(config, _FolderTensors(folder / WEIGHTS, manifest["tensors"]), folder, manifest)
+    return QModel(config, _FolderTensors(folder / WEIGHTS, _entries(folder, manifest)), folder, manifest)
+
+
+def _entries(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tensors that a manifest describes, refused unless each has a known grid and a digest."""
+    entries, grids = manifest.get("tensors"), ["float32", *plugins.names("grids")]
+    if not isinstance(entries, dict) or not isinstance(manifest.get("root"), str):
+        raise Refused(f"{folder / MANIFEST} has no tensors or no root", "the file is corrupt; make the folder again")
+    for name, entry in entries.items():
+        fields = entry if isinstance(entry, dict) else {}
+        if fields.get("grid") not in grids or not isinstance(fields.get("digest"), str):
+            raise Refused(
+                f"{folder / MANIFEST}: {name} has no digest, or a grid not among {', '.join(grids)}",
+                "the file is corrupt, or of a newer version; make the folder again",
+            )
+    return entries
 
 
 def verify(model: QModel) -> None:
-    """Refuse a model whose tensors are not the ones its manifest names."""
+    """Refuse a model whose tensors, config or tokenizer files are not the ones its manifest names."""
+    companions = companions_digest(model.folder)
+    recorded = model.manifest.get("companions", {})
+    changed = sorted(name for name in companions.keys() | recorded if companions.get(name) != recorded.get(name))
+    if changed:
+        raise Refused(
+            f"{model.folder / changed[0]} is not the file that {MANIFEST} names",
+            "it was edited or damaged; restore it, or make the folder again",
+        )
     digests = model.digests()
     for name, digest in digests.items():
         if digest != model.manifest["tensors"][name]["digest"]:
@@ -162,27 +172,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy config and tokenizer files that exist in ``source``."""
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def companions_digest(folder: Path) -> dict[str, str]:
-    """SHA-256 of each companion file in ``folder``, by name."""
-    present = [name for name in COMPANIONS if (folder / name).is_file()]
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in present}
-
-
 def _pack(name: str, tensor: Tensor) -> dict[str, np.ndarray[Any, Any]]:
     if not isinstance(tensor, QTensor):
+        tensor = np.asarray(tensor, order="C")  # save_file writes memory as it lies
         narrow = tensor.astype(ml_dtypes.bfloat16)
         return {name: narrow if (narrow.astype(np.float32).view(np.uint32) == tensor.view(np.uint32)).all() else tensor}
+    check(tensor, name)
     parts = {f"{name}.codes": pack_codes(tensor.codes, tensor.grid), f"{name}.scale": tensor.scale.astype(np.float16)}
     if tensor.zero is not None:
         parts[f"{name}.zero"] = tensor.zero.astype(np.float16 if tensor.grid.zero is Zero.OFFSET else np.int8)
-    return parts
+    return {key: np.asarray(part, order="C") for key, part in parts.items()}
 
 
 class _FolderTensors(Mapping[str, Tensor]):
@@ -196,6 +195,10 @@ class _FolderTensors(Mapping[str, Tensor]):
             raise Refused(
                 f"{file}: {error}", "the file is missing, truncated or corrupt; make the folder again"
             ) from None
+        expected = {key for name, entry in entries.items() for key in _keys(name, entry["grid"])}
+        for key in sorted(expected ^ set(self._file.keys())):
+            found, wanted = (file.name, MANIFEST) if key not in expected else (MANIFEST, file.name)
+            raise Refused(f"{file.parent}: {key} is in {found} but not in {wanted}", "make the folder again")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -208,16 +211,28 @@ class _FolderTensors(Mapping[str, Tensor]):
         if entry["grid"] == "float32":
             return self._read(name).astype(np.float32)
         grid: Grid = plugins.find("grids", entry["grid"])
-        zero = None if grid.zero is Zero.NONE else self._parameter(f"{name}.zero")
-        return check(
-            QTensor(grid, unpack_codes(self._read(f"{name}.codes"), grid), self._parameter(f"{name}.scale"), zero), name
-        )
+        zero_type = np.float16 if grid.zero is Zero.OFFSET else np.int8
+        packed = self._read(f"{name}.codes", np.uint8)
+        scale = self._read(f"{name}.scale", np.float16).astype(np.float32)
+        zero = None if grid.zero is Zero.NONE else self._read(f"{name}.zero", zero_type).astype(np.float32)
+        return check(QTensor(grid, unpack_codes(packed, grid), scale, zero), name)
 
-    def _parameter(self, key: str) -> Floats:
-        return self._read(key).astype(np.float32)
-
-    def _read(self, key: str) -> np.ndarray[Any, Any]:
+    def _read(self, key: str, dtype: type[np.generic] | None = None) -> np.ndarray[Any, Any]:
         try:
-            return np.asarray(self._file.get_tensor(key))
+            values = np.asarray(self._file.get_tensor(key))
         except SafetensorError as error:
             raise Refused(f"tensor {key}: {error}", "the folder is incomplete; make it again") from None
+        if dtype is not None and (values.dtype != dtype or values.ndim != 2):
+            raise Refused(
+                f"tensor {key} is {values.dtype} {list(values.shape)}, not a matrix of {np.dtype(dtype)}",
+                "the file is corrupt; make the folder again",
+            )
+        return values
+
+
+def _keys(name: str, grid: str) -> list[str]:
+    """The arrays of ``model.safetensors`` that hold one logical tensor."""
+    if grid == "float32":
+        return [name]
+    zero = [] if plugins.find("grids", grid).zero is Zero.NONE else [f"{name}.zero"]
+    return [f"{name}.codes", f"{name}.scale", *zero]

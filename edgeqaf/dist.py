@@ -17,6 +17,7 @@ from typing import Any
 from edgeqaf import __version__, checkpoint, plugins
 from edgeqaf.card import model_card
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
+from edgeqaf.companions import copy_companions
 from edgeqaf.console import progress
 from edgeqaf.errors import Refused, VerificationFailed
 from edgeqaf.jsonfile import write_json
@@ -65,7 +66,7 @@ def export(model: QModel, formats: Sequence[str], out: Path, *, force: bool = Fa
     sizes = plan(model, formats)
     with staged(out, force=force, needed_bytes=sum(sizes.values())) as part:
         (part / REFERENCE).mkdir(parents=True)
-        checkpoint.copy_companions(model.folder, part / REFERENCE)
+        copy_companions(model.folder, part / REFERENCE)
         with progress("export", 2 * len(formats)) as advance:
             for i, name in enumerate(formats):
                 exporter: Exporter = plugins.find("exporters", name)
@@ -110,7 +111,7 @@ def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[
         expected = receipt["files"][path]
         with staged(to / path, force=force, needed_bytes=expected["bytes"]) as part:
             shutil.copyfile(folder / path, part)
-            if _sha256(part) != expected["sha256"]:
+            if sha256(part) != expected["sha256"]:
                 raise VerificationFailed(
                     f"{path}: its SHA-256 is not the receipt's", "export again; the dist folder was changed"
                 )
@@ -135,12 +136,15 @@ def _receipt(model: QModel, formats: Sequence[str], part: Path) -> dict[str, Any
     return {
         "format": FORMAT, "kind": "dist", "root": model.root, **kept,
         "artifacts": {name: plugins.find("exporters", name).filename for name in formats},
-        "files": {str(p.relative_to(part)): {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in files},
+        "files": {str(p.relative_to(part)): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files},
         "tool": {"edgeqaf": __version__},
     }  # fmt: skip
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex; empty for a file that is not there."""
+    if not path.is_file():
+        return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -55,7 +55,10 @@ def resolve(kind: str, name: str) -> str:
 
 def folder(package: str) -> Path:
     """The folder of ``package``, checked to be edgeqaf's own and not another distribution's."""
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # its parent is another distribution's, and has no such part
+        spec = None
     found = Path(next(iter(spec.submodule_search_locations or []), "")) if spec else Path()
     expected = Path(__file__).resolve().parent.parent / package.replace(".", "/")
     if found.resolve() != expected:

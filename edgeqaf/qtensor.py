@@ -55,7 +55,8 @@ class QTensor:
 class Delta:
     """What an adapter proposes to add, slot by slot; a missing slot stays as it is.
 
-    codes: integers (int16 at rest, so that sums cannot wrap; float32 under autograd), [out, in].
+    codes: integers (int16 at rest, within +-32640, so that sums cannot wrap; float32 under autograd),
+           [out, in].
     zero:  in units of the grid's zero, [out, in / block]; rounded by `fold` to what is storable.
     """
 
@@ -107,7 +108,8 @@ def fold(q: QTensor, delta: Delta) -> QTensor:
 def to_half(x: Array) -> Array:
     """Round float32 values to the nearest float16, ties to even, and hold them in float32."""
     if isinstance(x, np.ndarray):
-        return x.astype(np.float16).astype(np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, which `check` refuses by name
+            return x.astype(np.float16).astype(np.float32)
     return x.half().float()
 
 
@@ -117,6 +119,8 @@ def check(q: QTensor, name: str = "tensor") -> QTensor:
     Codes must be int8 within [lo, hi], shapes must agree, scales and offsets must be finite and
     float16-representable. Called at every border: load, quantize, merge, read_back.
     """
+    if q.codes.ndim != 2 or not q.codes.size:
+        raise GridError(f"{name}: codes of shape {tuple(q.codes.shape)} are no matrix [out, in] of weights")
     out, inputs = q.shape
     if not q.grid.fits(inputs):
         raise GridError(
@@ -148,8 +152,7 @@ def _check_parameter(grid: Grid, name: str, values: Array, shape: tuple[int, int
     if name.endswith(".zero") and grid.zero is Zero.CODE:
         _check_zero_points(grid, name, values)
         return
-    with np.errstate(over="ignore"):
-        wrong = ~np.isfinite(values) | (to_half(values) != values)
+    wrong = ~np.isfinite(values) | (to_half(values) != values)
     if wrong.any():
         row, column = (int(i[0]) for i in np.nonzero(wrong))
         raise GridError(

@@ -78,7 +78,7 @@ class VerificationReport:
 
     def as_json(self) -> dict[str, Any]:
         checks = [asdict(c) | {"verdict": c.verdict.value} for c in self.checks]
-        return {"passed": not self.failures, "checks": checks}
+        return {"passed": not self.failures and len(self.absent) < len(self.checks), "checks": checks}
 
 
 def compare_bits(expected: NDArray[np.float32], found: NDArray[np.float32]) -> NDArray[np.bool_]:

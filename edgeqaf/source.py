@@ -19,8 +19,13 @@ from edgeqaf.jsonfile import read_json
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # model_type -> which tensors are linear weights of the decoder layers, to be quantized
 LINEARS = {
-    "llama": re.compile(r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"),
-}
+    "llama": (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+    ),
+}  # fmt: skip
+LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.weight")
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -50,7 +55,7 @@ class FloatModel(Mapping[str, Floats]):
 
     def is_linear(self, name: str) -> bool:
         """Whether ``name`` is a linear weight of a decoder layer."""
-        return LINEARS[self.architecture].fullmatch(name) is not None
+        return is_linear(self.architecture, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         file, stored = self._files[name]
@@ -64,40 +69,59 @@ class FloatModel(Mapping[str, Floats]):
 
     def __getitem__(self, name: str) -> Floats:
         file, stored = self._files[name]
-        values = np.asarray(file.get_tensor(stored)).astype(np.float32)
+        with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is refused below
+            values = np.asarray(file.get_tensor(stored)).astype(np.float32)
         if not np.isfinite(values).all():
             index = tuple(int(i[0]) for i in np.nonzero(~np.isfinite(values)))
             raise Refused(f"{name}{list(index)} is {values[index]}", "the checkpoint is damaged; fetch it again")
         return values
 
     def _stored(self) -> Iterator[tuple[str, tuple[Any, str]]]:
-        for path in self._paths():
+        weight_map = self._weight_map()
+        for path in [self.folder / shard for shard in sorted(set(weight_map.values()))] or [self.folder / WHOLE]:
             try:
                 file = safe_open(path, framework="numpy")
-                for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                names = file.keys()
+                for name in names:
                     if name.endswith(".rotary_emb.inv_freq"):
                         continue  # old checkpoints carry this table; it follows from the config
-                    dtype = file.get_slice(name).get_dtype()
-                    if dtype not in FLOATS:
-                        raise Refused(
-                            f"{path}: {name} is {dtype}, not a float type",
-                            "pass the float checkpoint, not a quantized one",
-                        )
+                    self._require_float(path, name, file.get_slice(name))
                     yield name, (file, name)
             except (OSError, SafetensorError) as error:
                 raise Refused(f"{path}: {error}", "the file is missing, truncated or corrupt; fetch it again") from None
+            for name in sorted({*names, *weight_map}):
+                if (name in names) != (weight_map.get(name, path.name) == path.name):
+                    raise Refused(
+                        f"{path}: {name} is {'' if name in names else 'not '}there, contrary to the index",
+                        "shards of two checkpoints are mixed; fetch it again",
+                    )
 
-    def _paths(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
+    def _require_float(self, path: Path, name: str, stored: Any) -> None:
+        if stored.get_dtype() not in FLOATS:
+            raise Refused(
+                f"{path}: {name} is {stored.get_dtype()}, not a float type",
+                "pass the float checkpoint, not a quantized one",
+            )
+        if self.is_linear(name) and len(stored.get_shape()) != 2:
+            raise Refused(
+                f"{path}: {name} has shape {stored.get_shape()}, not [out, in]",
+                "the checkpoint is damaged; fetch it again",
+            )
+
+    def _weight_map(self) -> dict[str, str]:
+        """Tensor name -> file, as the index of a sharded checkpoint says; empty for one file."""
+        index = self.folder / INDEX
         if not index.is_file():
-            return [self.folder / "model.safetensors"]
-        shards = sorted(set(read_json(index)["weight_map"].values()))
-        for shard in shards:
-            if Path(shard).name != shard:
+            return {}
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise Refused(f"{index} has no weight_map", "the index is malformed; fetch it again")
+        for shard in weight_map.values():
+            if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
                 raise Refused(
-                    f"{index}: shard {shard!r} is outside the folder", "the index is malformed; fetch it again"
+                    f"{index}: shard {shard!r} is no file of the folder", "the index is malformed; fetch it again"
                 )
-        return [self.folder / shard for shard in shards]
+        return weight_map
 
     def _make_head_canonical(self) -> None:
         tied = self.config.get("tie_word_embeddings", False)
@@ -110,8 +134,21 @@ class FloatModel(Mapping[str, Floats]):
                     "fix tie_word_embeddings in config.json",
                 )
             del self._files[HEAD]
-        missing = [n for n in (EMBEDDING, "model.norm.weight", *([] if tied else [HEAD])) if n not in self._files]
+        self._require_whole([EMBEDDING, "model.norm.weight", *([] if tied else [HEAD])])
+
+    def _require_whole(self, names: list[str]) -> None:
+        layers = range(int(self.config.get("num_hidden_layers", 0)))
+        names += [f"model.layers.{i}.{part}.weight" for i in layers for part in LINEARS[self.architecture]]
+        missing = [name for name in names if name not in self._files]
         if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise Refused(
-                f"{self.folder}: no tensor {', '.join(missing)}", "the checkpoint is incomplete; fetch it again"
+                f"{self.folder}: no tensor {', '.join(missing[:3])}{more}",
+                "the checkpoint is incomplete; fetch it again",
             )
+
+
+def is_linear(architecture: str, name: str) -> bool:
+    """Whether a tensor of that name is a linear weight of a decoder layer, to be quantized."""
+    found = LAYER.fullmatch(name)
+    return found is not None and found[1] in LINEARS[architecture]

@@ -8,6 +8,7 @@ it was.
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,10 +52,11 @@ def staged(target: Path, *, force: bool = False, needed_bytes: int = 0) -> Itera
         yield part
         _flush(part)
         _replace(part, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        number = _errno(error)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutOfResources(
-                f"{target}: the disk filled up while writing ({error.strerror})",
+                f"{target}: the disk filled up while writing ({os.strerror(number)})",
                 "free some space, or choose an output on another disk; nothing was left behind",
             ) from error
         raise
@@ -62,11 +64,24 @@ def staged(target: Path, *, force: bool = False, needed_bytes: int = 0) -> Itera
         _remove(part)
 
 
+def _errno(error: Exception) -> int:
+    """The system's error number, 0 for none; safetensors' writer gives it in its text only."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return (error.errno or 0) if isinstance(error, OSError) else int(found[1]) if found else 0
+
+
 def _replace(part: Path, target: Path) -> None:
+    """Rename ``part`` to ``target``: at once over a file; over a folder, by way of a hidden ``.old``."""
     old = part.with_suffix(".old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(part, target)
+    try:
+        if target.is_dir() or (part.is_dir() and target.exists()):
+            _remove(old)  # of a process that was killed
+            os.rename(target, old)
+        os.replace(part, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
     _flush_directory(target.absolute().parent)
     _remove(old)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeqaf import plugins
 from edgeqaf.console import Advance, table
-from edgeqaf.dist import Dist
+from edgeqaf.dist import Dist, sha256
 from edgeqaf.errors import RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor
@@ -36,6 +36,7 @@ def verify(
     done = count(1)
     checks: list[Check] = []
     reference: dict[str, ladder.Outcome] = {}
+    checks.append(_check_files(dist))
     for artifact in dist.artifacts:
         own = expected or {name: q for name, _, q in artifact.quantized()}
         checks.append(ladder.check_file(artifact, dist.digests))
@@ -58,6 +59,15 @@ def verify(
                 checks += outcome.checks
                 advance(next(done), outcome.checks[0].subject)
     return VerificationReport(tuple(checks))
+
+
+def _check_files(dist: Dist) -> Check:
+    """R0: every file of the dist folder has the SHA-256 that the receipt names."""
+    wrong = sorted(path for path, file in dist.receipt["files"].items() if sha256(dist.folder / path) != file["sha256"])
+    size = sum(file["bytes"] for file in dist.receipt["files"].values())
+    verdict = Verdict.DIFFERENT if wrong else Verdict.EXACT
+    detail = f"another SHA-256: {', '.join(wrong)}" if wrong else f"SHA-256 of {len(dist.receipt['files'])} files"
+    return Check("R0", "files", verdict, 0, size, len(wrong), "bytes", detail, wrong=tuple(wrong))
 
 
 def steps(dist: Dist, runtimes: Sequence[str]) -> int:

@@ -42,4 +42,5 @@ def command(
     if json:
         emit(result)
     verification.require(report, [item.strip() for item in require.split(",")] if require else [])
-    say(f"{target}: every check passed; {len(report.absent)} absent")
+    passed = len(report.checks) - len(report.absent)
+    say(f"{target}: {passed} checks passed, {len(report.absent)} absent")

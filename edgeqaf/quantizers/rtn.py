@@ -28,7 +28,8 @@ def quantize(weights: Floats, grid: Grid, *, search: bool = True) -> QTensor:
     then nearest under the float16 scale that is stored, where ggml rounds under the unrounded one.
     Raises Refused where a scale would overflow float16.
     """
-    chunks = [_quantize_rows(weights[i : i + ROWS], grid, search) for i in range(0, len(weights), ROWS)]
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # scales beyond float16 are refused below
+        chunks = [_quantize_rows(weights[i : i + ROWS], grid, search) for i in range(0, len(weights), ROWS)]
     zero = None if grid.zero is Zero.NONE else np.concatenate([c.zero for c in chunks])
     return QTensor(grid, np.concatenate([c.codes for c in chunks]), np.concatenate([c.scale for c in chunks]), zero)
 
@@ -71,8 +72,7 @@ def _end_of_grid(blocks: Floats, grid: Grid) -> tuple[Floats, Floats | None]:
     if grid.zero is Zero.CODE:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         scale = (high - low) / steps
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return scale, np.nan_to_num(np.float32(grid.lo) - low / scale).astype(np.float32)
+        return scale, np.nan_to_num(np.float32(grid.lo) - low / scale).astype(np.float32)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
     if grid.centre:  # the side with one code more takes the extreme, whatever its sign
         return (largest / np.float32(grid.lo - grid.centre)).astype(np.float32), None
@@ -96,8 +96,8 @@ def _least_squares(
 
 def _round(blocks: Floats, grid: Grid, scale: Floats, zero: Floats | None) -> Floats:
     """Codes nearest to ``blocks`` as float32, with ggml's rounding of ties where it has one."""
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale != 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)[..., None]
+    inverse = np.float32(1) / scale
+    inverse = np.where(np.isfinite(inverse), inverse, np.float32(0))[..., None]  # no step: every code is the zero's
     if grid.zero is Zero.OFFSET and zero is not None:
         position = (blocks - zero[..., None]) * inverse
     else:
@@ -125,8 +125,7 @@ def _choose(better: NDArray[np.bool_], new: QTensor, old: QTensor) -> QTensor:
 
 
 def _storable(scale: Floats, blocks: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        half: Floats = to_half(scale)
+    half: Floats = to_half(scale)
     if not np.isfinite(half).all():
         raise Refused(
             f"a block of weights as large as {float(np.abs(blocks).max()):.3g} needs a scale beyond float16",

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from edgeqaf.checkpoint import COMPANIONS, QModel, copy_companions
+from edgeqaf.checkpoint import QModel
+from edgeqaf.companions import COMPANIONS, copy_companions
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json

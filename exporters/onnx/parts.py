@@ -110,7 +110,7 @@ def _values(tensor: Tensor) -> Iterator[NDArray[Any]]:
     yield tensor.codes.T
     yield tensor.scale.T
     if tensor.grid.zero is Zero.CODE:
-        yield tensor.zero.T  # type: ignore[union-attr]
+        yield tensor.zero.T.astype(np.int8)  # type: ignore[union-attr]
     else:
         yield np.full(tensor.scale.T.shape, zero_point(tensor.grid), np.int8)
     if tensor.grid.zero is Zero.OFFSET:
@@ -134,7 +134,7 @@ def unpack(name: str, shape: tuple[int, ...], grid: Grid | None, read: Callable[
             f"{name}.zero_point holds {wrong}, {grid.name} has {zero_point(grid)} everywhere",
             "the file is corrupt; export it again",
         )
-    zero = {Zero.NONE: None, Zero.CODE: points, Zero.OFFSET: values.get(f"{name}.offset")}[grid.zero]
+    zero = {Zero.NONE: None, Zero.CODE: points.astype(np.float32), Zero.OFFSET: values.get(f"{name}.offset")}[grid.zero]
     q = QTensor(grid, values[f"{name}.codes"].T, values[f"{name}.scale"].T, None if zero is None else zero.T)
     return check(q, name)
 

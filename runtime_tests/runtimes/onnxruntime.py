@@ -4,14 +4,12 @@ Three configurations. "off" executes the graph as written: DequantizeLinear, the
 At "fused level 1" and "fused level 4" ONNX Runtime replaces each pair by its low-bit kernel
 MatMulNBits; level 4, its default, also rounds activations to 8 bits per block.
 
-Single tensors and linears are not imitated: their nodes are cut out of the artifact's own graph,
-with initializers that point into the artifact's own data file. `Session.linear` makes ONNX Runtime
-write down the graph it optimized and refuses if the fused kernel is not in it, so a "fused" result
-is never that of the unfused path.
+Single tensors and linears are cut out of the artifact's own graph, with initializers that point into
+its own data file. `Session.linear` makes ONNX Runtime write down the graph it optimized, and refuses
+if the fused kernel is not in it.
 
-A grid with a float zero is stored as two terms (see `Form.TWO_TERM`). `Session.weights` has the
-runtime compute ``((code - z) * scale + z * scale) + zero`` from the stored parts; the first sum is
-exact, so this is one rounding away from the parts, as `edgeqaf.qtensor.decode` is.
+Of a grid with a float zero (`Form.TWO_TERM`), `Session.weights` has the runtime compute
+``((code - z) * scale + z * scale) + zero``; the first sum is exact, so it rounds once, as `decode` does.
 """
 
 import tempfile
@@ -71,7 +69,6 @@ class OnnxRuntimeSession:
         self._cut: tuple[str, Any] = ("", None)  # the last linear's session, kept for the next call
 
     def weights(self, stored: Stored) -> Floats:
-        """The runtime's own decode of a tensor: float32 [out, in] (a float tensor: as it is)."""
         graph = _decoding(self._proto, stored.name)
         (decoded,) = self._session(graph).run(None, {})
         return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
@@ -96,7 +93,6 @@ class OnnxRuntimeSession:
         return logits
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt by the tokenizer files in the artifact's own folder."""
         return self._tokenizer.encode(text, prompt=True)
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -22,13 +22,14 @@ def test_no_file_is_longer_than_a_sitting():
 
 
 def test_no_function_is_longer_than_a_screen():
+    """Signatures are left out: a command's is the table of its options."""
     functions = [
         (file.relative_to(CHECKOUT), node)
         for file in python()
         for node in ast.walk(ast.parse(file.read_text("utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    lengths = [(file, f, f.end_lineno - f.lineno + 1) for file, f in functions]
+    lengths = [(file, f, f.end_lineno - f.body[0].lineno + 1) for file, f in functions]
     long = [f"{file}:{f.lineno} {f.name}: {n} lines, at most {FUNCTION}" for file, f, n in lengths if n > FUNCTION]
     assert not long, "\n" + "\n".join(long)
 

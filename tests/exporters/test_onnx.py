@@ -46,7 +46,7 @@ def random_tensor(rng: np.random.Generator, grid_name: str, shape: tuple[int, in
 
     codes = rng.integers(grid.lo, grid.hi + 1, shape).astype(np.int8)
     points = rng.integers(grid.lo, grid.hi + 1, blocks).astype(np.int8)
-    zero = {Zero.NONE: lambda: None, Zero.CODE: lambda: points, Zero.OFFSET: halves}[grid.zero]()
+    zero = {Zero.NONE: lambda: None, Zero.CODE: lambda: points.astype(np.float32), Zero.OFFSET: halves}[grid.zero]()
     return QTensor(grid, codes, halves(), zero)
 
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from samples import ALL, GRIDS, bits, random_tensor
 
 from edgeqaf import __version__, checkpoint
-from edgeqaf.checkpoint import COMPANIONS, MANIFEST, WEIGHTS, QModel, load, save, verify
+from edgeqaf.checkpoint import MANIFEST, WEIGHTS, QModel, load, save, verify
+from edgeqaf.companions import COMPANIONS
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import GridError, OutOfResources, Refused, UsageError
 from edgeqaf.packing import pack_codes, unpack_codes
@@ -130,7 +131,7 @@ def test_the_folder_holds_what_is_documented_and_no_path_or_time(source, tmp_pat
     for name in set(files) & set(COMPANIONS):
         assert files[name] == (source / name).read_bytes()
     manifest = json.loads(files[MANIFEST])
-    assert set(manifest) == {"format", "kind", "root", "parent", "tensors", "tool", "options", "layers"}
+    assert set(manifest) == {"format", "kind", "root", "parent", "tensors", "tool", "options", "companions", "layers"}
     assert manifest["kind"] == "merged"
     assert manifest["parent"] == "ab" * 32
     assert manifest["options"] == {"a": 1}
