@@ -48,7 +48,9 @@ Row = Mapping[str, Any]
 def read_rows(path: Path, columns: Sequence[str] = ()) -> list[Row]:
     """The rows of a data file, each validated; raises Refused with file, line and reason."""
     if not path.is_file():
-        raise Refused(f"{path} does not exist", "check the path of the data file")
+        raise Refused(
+            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}", "check the path of the data file"
+        )
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -149,12 +151,14 @@ def _render(messages: Sequence[Any], tokenizer: Tokenizer, *, generate: bool) ->
 
 
 def _read_jsonl(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines would also cut at U+2028, which JSON allows
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
             raise Refused(f"{path}:{number}: not JSON ({error})", "each line must be one JSON object") from None
         fault = _fault(row)
         if fault:
@@ -185,25 +189,29 @@ def _fault(row: Any) -> str | None:
 
 def _read_csv(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    header = list(reader.fieldnames or [])
-    chosen = list(columns) or header[:2]
-    unknown = [c for c in chosen if c not in header]
-    if unknown or len(chosen) != 2:
-        raise Refused(
-            f"{path}: columns {', '.join(chosen) or 'none'} cannot be prompt and completion; "
-            f"it has {', '.join(header)}",
-            "name two of its columns: --columns PROMPT,COMPLETION",
-        )
     try:
+        header = list(reader.fieldnames or [])
+        chosen = list(columns) or header[:2]
+        if len(set(chosen)) != 2 or any(header.count(c) != 1 for c in chosen):
+            raise Refused(
+                f"{path}: columns {', '.join(chosen) or 'none'} cannot be prompt and completion; "
+                f"it has {', '.join(header) or 'none'}",
+                "name two of its columns: --columns PROMPT,COMPLETION",
+            )
         for row in reader:
             prompt, completion = row[chosen[0]], row[chosen[1]]
+            if None in row:
+                raise Refused(
+                    f"{path}:{reader.line_num}: more fields than the header's {len(header)}",
+                    'write a field that holds a comma in double quotes: "like, this"',
+                )
             if not prompt or not completion:
                 raise Refused(
                     f"{path}:{reader.line_num}: an empty {chosen[0] if not prompt else chosen[1]}", "fill or remove it"
                 )
             yield {"prompt": prompt, "completion": completion}
     except csv.Error as error:
-        raise Refused(f"{path}:{reader.line_num}: {error}", "the CSV is malformed there") from None
+        raise Refused(f"{path}:{reader.reader.line_num}: {error}", "the CSV is malformed there") from None
 
 
 def _read_text(path: Path, text: str, columns: Sequence[str]) -> Iterator[Row]:

@@ -29,7 +29,7 @@ from edgeqaf.console import progress, say
 from edgeqaf.data import Example, read_rows, tokenize
 from edgeqaf.errors import Interrupted, Refused
 from edgeqaf.jsonfile import read_json, write_json
-from edgeqaf.method import Method, Options, method_of, trainable
+from edgeqaf.method import Options, Tuning, method_of, trainable
 from edgeqaf.modeling import build
 from edgeqaf.movement import layer_movements, require_moved, total
 from edgeqaf.nn import qlinears
@@ -162,7 +162,7 @@ def _open_run(out: Path, record: dict[str, Any], *, resume: bool, force: bool) -
         write_json(part / SETTINGS, record)
 
 
-def _trainer(out: Path, model: nn.Module, method: Method, options: Options, settings: Settings,
+def _trainer(out: Path, model: nn.Module, method: Tuning, options: Options, settings: Settings,
              rows: list[Example], held_out: list[Example], pad: int, advance: Any) -> GridTrainer:  # fmt: skip
     arguments = TrainingArguments(
         output_dir=str(out / CHECKPOINTS), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
@@ -216,7 +216,7 @@ def _final_losses(out: Path, trainer: GridTrainer) -> tuple[float, float | None]
     return sum(losses) / len(losses), held_out[0] if held_out else None
 
 
-def _finish(out: Path, model: nn.Module, method: Method, options: Options, settings: Settings,
+def _finish(out: Path, model: nn.Module, method: Tuning, options: Options, settings: Settings,
             record: dict[str, Any], trainer: GridTrainer) -> dict[str, Any]:  # fmt: skip
     """Write adapter and manifest; then judge the run."""
     from safetensors.torch import save_file

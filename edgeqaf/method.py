@@ -1,10 +1,10 @@
 """A tuning method: how a model is made trainable, and how its parameters are moved.
 
-Each file under ``edgeqaf/adapters`` exposes ``adapter``, a subclass of `Method`. Most methods put
-one adapter on each quantized layer and inherit the rest; a baseline that cannot be folded declares
-``lossless = False`` and may attach itself in its own way.
+Each file under ``edgeqaf/adapters`` exposes ``adapter``, an instance of a `Method`, which puts one
+adapter on each quantized layer, or of a `Baseline`, which attaches itself in its own way.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -25,36 +25,51 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Method:
-    """Base of the methods. ``lossless``: its result folds into the integers exactly."""
+class Tuning(ABC):
+    """What every method does. ``lossless``: its result folds into the integers exactly."""
 
-    lossless: ClassVar[bool] = True
+    lossless: ClassVar[bool]
     options: ClassVar[type[Options]] = Options
 
-    def layer(self, q: QTensor, options: Options, generator: torch.Generator) -> Adapter:
-        """The adapter of one layer, its parameters drawn from ``generator``."""
-        raise NotImplementedError(f"{type(self).__name__} attaches itself to the whole model")
+    @abstractmethod
+    def attach(self, model: nn.Module, options: Any, seed: int) -> nn.Module:
+        """Make ``model`` trainable by this method; its parameters depend on seed and order of layers alone."""
 
-    def attach(self, model: nn.Module, options: Options, seed: int) -> nn.Module:
-        """Make ``model`` trainable by this method; a layer's parameters depend on seed and order alone."""
+    @abstractmethod
+    def optimizer(
+        self, parameters: list[Tensor], options: Any, steps: int
+    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """The optimizer and schedule for a run of ``steps`` optimizer steps."""
+
+    def describe(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """Figures per layer that only this method knows (such as LoTA's threshold)."""
+        return {}
+
+
+class Method(Tuning):
+    """A method that lives on the grid: one adapter a layer, folded exactly."""
+
+    lossless = True
+
+    @abstractmethod
+    def layer(self, q: QTensor, options: Any, generator: torch.Generator) -> Adapter:
+        """The adapter of one layer, its parameters drawn from ``generator``."""
+
+    def attach(self, model: nn.Module, options: Any, seed: int) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
         for layer in qlinears(model).values():
             layer.attach(self.layer(layer.q, options, generator))
         return model
 
-    def optimizer(
-        self, parameters: list[Tensor], options: Options, steps: int
-    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """The optimizer and schedule for a run of ``steps`` optimizer steps."""
-        raise NotImplementedError
 
+class Baseline(Tuning):
+    """A method whose delta no grid holds: it trains, and is measured; merge refuses it."""
+
+    lossless = False
+
+    @abstractmethod
     def merged_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Only for a lossy method: float32 [out, in] by tensor name, as a 16-bit merge would store them."""
-        raise NotImplementedError
-
-    def describe(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """Figures per layer that only this method knows (such as LoTA's threshold)."""
-        return {}
+        """float32 [out, in] by tensor name, as a 16-bit merge would store them."""
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -72,9 +87,9 @@ def warm_hold_decay(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 
     return LambdaLR(optimizer, factor)
 
 
-def method_of(name: str, values: Mapping[str, Any]) -> tuple[Method, Options]:
+def method_of(name: str, values: Mapping[str, Any]) -> tuple[Tuning, Options]:
     """The method called ``name`` and its options, validated; UsageError names a wrong one."""
-    method: Method = plugins.find("adapters", name)
+    method: Tuning = plugins.find("adapters", name)
     try:
         return method, method.options.model_validate(dict(values))
     except ValidationError as error:

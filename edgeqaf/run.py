@@ -11,7 +11,7 @@ from edgeqaf.checkpoint import MANIFEST
 from edgeqaf.digest import tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
-from edgeqaf.method import Method, method_of
+from edgeqaf.method import Tuning, method_of
 from edgeqaf.modeling import build
 from edgeqaf.nn import qlinears, to_numpy
 from edgeqaf.trainer import ADAPTER, load_parameters
@@ -19,7 +19,7 @@ from edgeqaf.trainer import ADAPTER, load_parameters
 SETTINGS, LOG, CONFIG, CHECKPOINTS = "finetune.json", "log.jsonl", "adapter_config.json", "checkpoints"
 
 
-def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn.Module, Method, dict[str, Any]]:
+def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn.Module, Tuning, dict[str, Any]]:
     """The base folder, the model as it was at the end of training, its method, and the run's manifest.
 
     Raises Refused for an unfinished run or a base whose root is not the one it was trained on.

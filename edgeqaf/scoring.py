@@ -13,6 +13,7 @@ from edgeqaf.child import stream
 from edgeqaf.data import Task
 from edgeqaf.dist import open_dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError
+from edgeqaf.method import Baseline
 from edgeqaf.modeling import build
 from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions
 from edgeqaf.run import load_run
@@ -61,7 +62,7 @@ def _run(folder: Path, base: Path | None, requantize: bool) -> Subject:
     name = manifest["method"]
     if not requantize:
         return _torch(f"{name}, unmerged", None, base_folder.folder, model)
-    if method.lossless:
+    if not isinstance(method, Baseline):
         raise Refused(f"{folder}: {name} merges exactly, there is nothing to quantize again", "use edgeqaf merge")
     tensors = {n: base_folder.tensors[n] for n in base_folder.tensors}
     quantize = plugins.find("quantizers", base_folder.manifest["options"]["quantizer"])

@@ -10,7 +10,7 @@ import peft
 import torch
 from torch import Tensor, nn
 
-from edgeqaf.method import Method, Options, warm_hold_decay
+from edgeqaf.method import Baseline, Options, warm_hold_decay
 from edgeqaf.nn import qlinears
 
 
@@ -22,10 +22,8 @@ class LoraOptions(Options):
     lr: float = 0.005
 
 
-class LoraMethod(Method):
+class LoraMethod(Baseline):
     """See the module's docstring."""
-
-    lossless = False
 
     options = LoraOptions
 

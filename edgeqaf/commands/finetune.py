@@ -27,7 +27,7 @@ def command(
     max_length: Annotated[int, typer.Option(min=2, help="Tokens a row may have; longer ones are left out.")] = 256,
     eval_every: Annotated[int, typer.Option(min=1, help="Steps between held-out losses.")] = 100,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the adapter and of the order of rows.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the adapter and of the order of rows.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     config: Config = None,

@@ -1,5 +1,7 @@
 """Laws of every tuning method: training sees exactly what merge stores, and step 0 is the base."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import GridError, UsageError
 from edgeqaf.grid import Slot, Zero
-from edgeqaf.method import method_of, trainable
+from edgeqaf.method import Method, method_of, trainable
 from edgeqaf.modeling import build
 from edgeqaf.nn import QLinear, inward, qlinears, to_numpy
 from edgeqaf.qtensor import Delta, QTensor, check, decode
@@ -23,6 +25,7 @@ def layer_for(method_name: str, grid_name: str, seed: int = 0, out: int = 24, in
     weights = np.random.default_rng(seed).standard_normal((out, inputs)).astype(np.float32)
     layer = QLinear(quantize(weights, plugins.find("grids", grid_name)))
     method, options = method_of(method_name, {"rank": 4})
+    assert isinstance(method, Method)
     layer.attach(method.layer(layer.q, options, torch.Generator().manual_seed(seed)))
     return layer
 
@@ -100,6 +103,7 @@ def test_lowrank_product_is_exact_against_integers() -> None:
 
 def test_lowrank_rank_beyond_exactness_is_refused() -> None:
     method, options = method_of("lowrank", {"rank": 65})
+    assert isinstance(method, Method)
     with pytest.raises(UsageError, match=r"rank 65 is outside 1\.\.64"):
         method.layer(layer_for("lowrank", "q4_0").q, options, torch.Generator())
 
@@ -116,7 +120,8 @@ def test_lota_by_hand() -> None:
     q = QTensor(grid, torch.full((2, 32), 7, dtype=torch.int8), torch.ones(2, 1))
     q.codes[0, 0], q.codes[0, 1] = 15, 0
     method, options = method_of("lota", {"rank": 2, "paper": True})
-    lota = method.layer(q, options, torch.Generator().manual_seed(0))
+    assert isinstance(method, Method)
+    lota: Any = method.layer(q, options, torch.Generator().manual_seed(0))
     lota.a.data = torch.zeros(2, 32)
     lota.a.data[:, :4] = torch.tensor([[1.0, 1, -1, 1], [1.0, -1, -1, 0]])
     lota.b.data = torch.tensor([[1.0, 1], [-1, 0]])
