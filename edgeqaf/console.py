@@ -15,7 +15,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 _state = {"quiet": False}
-_console = Console(highlight=False, soft_wrap=True)
+
+
+class _Console(Console):
+    """rich's console, which would end the process by itself when whoever reads its output is gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+_console = _Console(highlight=False, soft_wrap=True)
 
 
 class Advance(Protocol):
@@ -47,7 +56,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for row in cells:
         grid.add_row(*row)
     if not sys.stdout.isatty():
-        Console(width=140, highlight=False).print(grid)
+        _Console(width=140, highlight=False).print(grid)
         return
     _console.print(grid)
 

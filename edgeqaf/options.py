@@ -18,30 +18,84 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+        text = path.read_text("utf-8")
+        values, root = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}", "give a readable YAML file") from None
     if not isinstance(values, dict):
         raise UsageError(
             f"{path} holds a YAML {type(values).__name__}, not keys and values", "write `key: value` lines"
         )
-    known = {
-        name.lstrip("-"): p.name for p in context.command.params for name in p.opts if p.param_type_name == "option"
-    }
+    options = [p for p in context.command.params if p.param_type_name == "option" and p.name != "config"]
+    known = {name.removeprefix("--"): p.name for p in options for name in p.opts if name.startswith("--")}
     for key in values:
-        if str(key).replace("_", "-") not in known:
+        if _spelled(key) not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             raise UsageError(
                 f"{path}: unknown key {key!r}", f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             )
-    defaults = {known[str(key).replace("_", "-")]: _flat(value) for key, value in values.items()}
+    keys = [_spelled(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise UsageError(f"{path}: key {twice[0]!r} is there twice", "keep one of them")
+    defaults = {known[_spelled(key)]: _flat(value) for key, value in values.items()}
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def _spelled(key: object) -> str:
+    return str(key).replace("_", "-")
 
 
 def _flat(value: Any) -> Any:
     """A YAML mapping becomes ``key=value`` items, as the repeated ``--set`` takes them."""
     return [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+
+
+def claim(output: Path, kind: str, force: bool) -> None:
+    """Refuse, before any work, an output that exists; with ``force``, one that is not an earlier output of its kind.
+
+    kind: of the folder about to be written, as a manifest says it. So --force never takes away the model that is
+    read, or whatever else a mistyped path names.
+    """
+    from edgeqaf.staging import require_new
+
+    require_new(output, force)
+    if output.exists() and kind not in _kinds(output):
+        raise UsageError(
+            f"{output} is there and no {kind} folder",
+            "choose another output, or remove it yourself; --force replaces only what the same command wrote",
+        )
+
+
+def claim_report(output: Path, key: str) -> None:
+    """Refuse, before any work, to replace anything but an earlier JSON report, told by its top-level ``key``."""
+    from edgeqaf.errors import Refused
+    from edgeqaf.jsonfile import read_json
+    from edgeqaf.staging import require_new
+
+    require_new(output, force=True)
+    try:
+        earlier = not output.exists() or key in read_json(output)
+    except Refused:
+        earlier = False
+    if not earlier:
+        raise UsageError(f"{output} is there and no earlier report", "choose another output, or remove it yourself")
+
+
+def _kinds(folder: Path) -> tuple[str, ...]:
+    """The kind of folder that this is; any kind for an empty one, none for what edgeqaf did not write."""
+    from edgeqaf.errors import Refused
+    from edgeqaf.jsonfile import read_json
+
+    if folder.is_dir() and not any(folder.iterdir()):
+        return "base", "run", "merged", "dist"
+    if (folder / "finetune.json").is_file():
+        return ("run",)
+    try:
+        return (str(read_json(folder / "edgeqaf.json").get("kind")),)
+    except Refused:
+        return ()
 
 
 def _quiet(value: bool) -> bool:
@@ -50,7 +104,7 @@ def _quiet(value: bool) -> bool:
 
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write; must not exist yet.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier output of the same kind.")]
 Json = Annotated[bool, typer.Option("--json", callback=_quiet, is_eager=True, help="One JSON object on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with sizes, and do nothing.")]
 Config = Annotated[

@@ -11,8 +11,9 @@ from torch import nn
 from edgeqaf import checkpoint, evaluate, plugins
 from edgeqaf.child import stream
 from edgeqaf.data import Task
+from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.dist import open_dist
-from edgeqaf.errors import Refused, RuntimeAbsent, UsageError
+from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.method import Baseline
 from edgeqaf.modeling import build
 from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions
@@ -51,9 +52,14 @@ def subject(folder: Path, *, base: Path | None, requantize: bool, runtime: str |
         raise UsageError(
             f"{folder} is a {kind} folder; {runtime} needs an exported one", "export it first, and pass the dist folder"
         )
+    if configuration:
+        raise UsageError(
+            f"{folder} is a {kind} folder; --configuration is for exported ones", "drop it, or pass a dist folder"
+        )
     if kind == "run":
         return _run(folder, base, requantize)
     model = checkpoint.load(folder)
+    checkpoint.verify(model)
     return _torch(kind, model.root, folder, build(model.config, model.tensors))
 
 
@@ -93,7 +99,10 @@ def _artifact(folder: Path, runtime_name: str, configuration: str | None, option
     dist = open_dist(folder)
     artifacts = [a for a in dist.artifacts if runtime.reads in (None, a.format)]
     if not artifacts:
-        raise Refused(f"{folder} has no artifact that {name} reads", f"export it with --format {runtime.reads}")
+        raise Refused(
+            f"{folder} has no artifact that {name} reads", f"export it with --format {runtime.reads or 'gguf'}"
+        )
+    _require_root(artifacts[0], dist.receipt["root"])
     known = {c.name: c for c in runtime.configurations}
     if configuration is not None and configuration not in known:
         raise UsageError(f"{name} has no configuration {configuration!r}", f"known: {', '.join(known)}")
@@ -111,6 +120,16 @@ def _artifact(folder: Path, runtime_name: str, configuration: str | None, option
         artifacts[0].reference,
         answers,
     )
+
+
+def _require_root(artifact: Artifact, root: str) -> None:
+    """A score is of the receipt's root; refuse to give it to other integers."""
+    found = merkle_root({name: tensor_digest(name, stored.tensor) for name, stored in artifact.tensors.items()})
+    if found != root:
+        raise VerificationFailed(
+            f"{artifact.path} reads back as root {found[:12]}, the receipt says {root[:12]}",
+            "see which tensor: edgeqaf verify; then export again",
+        )
 
 
 def _generate(name: str, artifact: Artifact, configuration: Configuration, options: RuntimeOptions,

@@ -19,7 +19,7 @@ class LoraOptions(Options):
 
     rank: int = 16
     alpha: float = 32.0
-    lr: float = 0.005
+    lr: float = 0.002
 
 
 class LoraMethod(Baseline):

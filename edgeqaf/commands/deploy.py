@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edgeqaf.options import Force, Json
+from edgeqaf.options import Force, Json, claim
 
 
 def command(
@@ -19,6 +19,8 @@ def command(
     from edgeqaf.console import emit, say
     from edgeqaf.dist import deploy
 
+    if (to / "edgeqaf.json").exists():
+        claim(to, "dist", force=True)  # the receipt would replace the manifest of a model
     copied = deploy(dist, format, to, force=force)
     say(f"{to}: {len(copied)} files, every SHA-256 equal to the receipt's")
     if json:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edgeqaf.options import Json, LlamaLib
+from edgeqaf.options import Json, LlamaLib, claim_report
 
 
 def command(
@@ -26,7 +26,7 @@ def command(
         Path | None, typer.Option("--output", "-o", help="Write the score, with every answer, as JSON.")
     ] = None,
     llama_lib: LlamaLib = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")] = 1,
     json: Json = False,
 ) -> None:
     """Generate greedily from each prompt and count the answers that match exactly."""
@@ -39,6 +39,8 @@ def command(
     from edgeqaf.staging import staged
     from edgeqaf.tokenizer import Tokenizer
 
+    if output:
+        claim_report(output, "exact_match")
     chosen = [c.strip() for c in columns.split(",")] if columns else []
     table = read_rows(data, chosen)[:rows]
     options = RuntimeOptions(llama_lib, threads)

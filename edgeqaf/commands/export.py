@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edgeqaf.options import DryRun, Force, Json, Output
+from edgeqaf.options import DryRun, Force, Json, Output, claim
 
 
 def command(
@@ -21,13 +21,14 @@ def command(
     from edgeqaf.console import emit, say, table
 
     folder = checkpoint.load(model)
-    formats = [plugins.resolve("exporters", name.strip()) for name in format.split(",")]
+    formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
     sizes = dist.plan(folder, formats)
     if dry_run:
         table("Plan", ("format", "MB"), [(name, f"{size / 1e6:.1f}") for name, size in sizes.items()])
         if json:
             emit({"bytes": sizes})
         return
+    claim(output, "dist", force)
     checkpoint.verify(folder)
     receipt = dist.export(folder, formats, output, force=force)
     for name, file in receipt["artifacts"].items():

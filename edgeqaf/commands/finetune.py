@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgeqaf.options import Config, DryRun, Force, Json, Output
+from edgeqaf.options import Config, DryRun, Force, Json, Output, claim
 
 
 def command(
@@ -62,6 +62,7 @@ def command(
         if json:
             emit(planned)
         return
+    claim(output, "run", force or resume)
     run = finetune(base, data, output, settings, eval_data=eval_data, resume=resume, force=force)
     _report(run, output)
     if json:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edgeqaf.options import DryRun, Force, Json, Output
+from edgeqaf.options import DryRun, Force, Json, Output, claim
 
 
 def command(
@@ -27,6 +27,7 @@ def command(
         if json:
             emit({"parent": base_folder.root, "tensors": len(manifest["folded"])})
         return
+    claim(output, "merged", force)
     merged, movements = merge(run, output, base=base, force=force)
     counts = summary(movements)
     say(f"{counts['weights']:,} weights equal those of the training forward, all bits; logits equal before and after")

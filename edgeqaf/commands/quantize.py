@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edgeqaf.options import DryRun, Force, Json, Output
+from edgeqaf.options import DryRun, Force, Json, Output, claim
 
 
 def command(
@@ -30,6 +30,7 @@ def command(
         if json:
             emit({"bytes": planned.bytes, "tensors": {name: kind for name, _, kind in planned.rows()}})
         return
+    claim(output, "base", force)
     base = quantize.quantize(model, output, grid, quantizer, force=force)
     if planned.misfits:
         say(f"kept in float, as their rows do not fit {grid}'s block: {', '.join(planned.misfits)}")

@@ -18,8 +18,12 @@ def command(
     """Write a self-contained HTML report: scores, loss curves, codes moved, verification, files."""
     from edgeqaf import html
     from edgeqaf.console import emit, say
-    from edgeqaf.staging import staged
+    from edgeqaf.errors import UsageError
+    from edgeqaf.staging import require_new, staged
 
+    require_new(output, force)
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder", "name the HTML file to write")
     page = html.collect(folders, scores or [])
     text = html.render(page)
     with staged(output, force=force, needed_bytes=len(text)) as part:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edgeqaf.options import Json, LlamaLib
+from edgeqaf.options import Json, LlamaLib, claim_report
 
 
 def command(
@@ -29,13 +29,14 @@ def command(
     from edgeqaf.staging import staged
     from runtime_tests import verify as verification
 
+    target = output or dist / "verify.json"
     names = verification.parse_runtimes(runtime)
     opened = open_dist(dist)
+    claim_report(target, "checks")
     expected = dict(checkpoint.load(against).quantized()) if against else None
     with progress("verify", verification.steps(opened, names)) as advance:
         report = verification.verify(opened, names, RuntimeOptions(llama_lib, threads), advance, expected)
     verification.show(report)
-    target = output or dist / "verify.json"
     result = {"root": opened.receipt["root"], **report.as_json()}
     with staged(target, force=True) as part:
         write_json(part, result)

@@ -1,0 +1,61 @@
+"""A request that is wrong in itself: exit 2, with the name that is wrong and the one that was meant."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FINETUNE = ("finetune", "{base}", "--data", "{data}", "-o", "out")
+REQUESTS: dict[tuple[str, ...], str] = {
+    ("quantise", "x"): "Did you mean 'quantize'",
+    ("quantize",): "Missing argument 'model'",
+    ("quantize", "{float}"): "Missing option '--output'",
+    ("quantize", "{float}", "-o", "out", "--gird", "q4_0"): "--grid",
+    ("quantize", "{float}", "more", "-o", "out"): "unexpected extra argument",
+    ("quantize", "{float}", "-o", "out", "--grid", "q4_O"): "unknown grid 'q4_O'",
+    ("quantize", "{float}", "-o", "out", "--grid", "q8.O"): "did you mean q8_0",
+    ("quantize", "{float}", "-o", "out", "--quantizer", "rnt"): "did you mean rtn",
+    (*FINETUNE, "--method", "lowrnk"): "did you mean lowrank",
+    (*FINETUNE, "--set", "omgea=1"): "option omgea",
+    (*FINETUNE, "--set", "omega"): "'omega' is not KEY=VALUE",
+    (*FINETUNE, "--rank", "65"): "rank 65",
+    (*FINETUNE, "--rank", "0"): "rank",
+    (*FINETUNE, "--steps", "0"): "'--steps'",
+    (*FINETUNE, "--steps", "1e3"): "'--steps'",
+    (*FINETUNE, "--holdout", "nan"): "'--holdout'",
+    (*FINETUNE, "--seed", "-1"): "'--seed'",
+    (*FINETUNE, "--seed", str(2**70)): "'--seed'",
+    ("export", "{merged}", "-o", "out", "--format", "ggfu"): "did you mean gguf",
+    ("export", "{merged}", "-o", "out", "--format", "gguf,"): "unknown exporter ''",
+    ("verify", "{dist}", "--runtime", "lamma.cpp"): "did you mean llama_cpp",
+    ("verify", "{dist}", "--runtime", ","): "names no runtime",
+    ("verify", "{dist}", "--threads", "0"): "'--threads'",
+    ("eval", "{merged}"): "Missing option '--data'",
+    ("eval", "{merged}", "--data", "{data}", "--runtime", "llama.cpp"): "needs an exported one",
+    ("eval", "{merged}", "--data", "{data}", "--configuration", "fast"): "--configuration is for exported",
+    ("eval", "{dist}", "--data", "{data}", "--configuration", "fast"): "no configuration 'fast'",
+    ("eval", "{base}", "--data", "{data}", "--requantize"): "--requantize is for a run folder",
+    ("deploy", "{dist}", "--to", "card", "--format", "gguff"): "did you mean gguf",
+    ("report", "-o", "out.html"): "Missing argument",
+    ("devices", "show", "raspbery-pi-5"): "unknown device",
+    ("devices", "lst"): "Did you mean 'list'",
+}
+
+
+@pytest.mark.parametrize("line", REQUESTS, ids=" ".join)
+def test_a_wrong_request_is_named(line: tuple[str, ...], shell: Any, road: Any, tiny_float_model: Path) -> None:
+    places = {name: getattr(road, name) for name in ("data", "base", "run", "merged", "dist")}
+    filled = [part.format(float=tiny_float_model, **places) for part in line]
+    shell.refused(2, *filled, says=REQUESTS[line])
+
+
+def test_spelling_is_forgiven_where_it_is_plain(shell: Any, road: Any) -> None:
+    said = shell.json("export", road.merged, "-o", "out", "--format", " GGUF , gguf ")
+    assert said["artifacts"] == {"gguf": "model.gguf"}
+
+
+def test_a_group_alone_shows_its_help(shell: Any) -> None:
+    result = shell.run("devices")
+    assert (result.code, result.err) == (2, "")
+    assert "fit" in result.out
+    assert "edgeqaf devices" in result.out
