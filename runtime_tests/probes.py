@@ -145,7 +145,7 @@ def exact(terms: list[Term], x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
 def _certified(pieces: list[tuple[Doubles, Doubles, Part]], blocks: Doubles) -> NDArray[np.bool_]:
     """Where one term [out] cannot round but at its end. pieces: (size [out, active], coefficient, part)."""
     sizes = [size.sum(-1) for size, _, _ in pieces]
-    last = [_last_bit(coefficient).min(-1) for _, coefficient, _ in pieces]
+    last = [_last_bit(coefficient).min(-1, initial=np.inf) for _, coefficient, _ in pieces]
     together: NDArray[np.bool_] = sum(sizes) <= 2.0**24 * np.minimum.reduce(last)
     if len(blocks) == 1 and np.abs(blocks.sum()) <= LARGEST_SUM:  # then the parts meet in one last addition
         fits = [

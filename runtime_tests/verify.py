@@ -8,7 +8,7 @@ from typing import Any
 from edgeqaf import plugins
 from edgeqaf.console import Advance, table
 from edgeqaf.dist import Dist, sha256
-from edgeqaf.errors import RuntimeAbsent, UsageError, VerificationFailed
+from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor
 from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport
@@ -38,7 +38,7 @@ def verify(
     reference: dict[str, ladder.Outcome] = {}
     checks.append(_check_files(dist))
     for artifact in dist.artifacts:
-        own = expected or {name: q for name, _, q in artifact.quantized()}
+        own = _expected(artifact, expected)
         checks.append(ladder.check_file(artifact, dist.digests))
         advance(next(done), f"R0 {artifact.format}")
         root = artifact.root
@@ -59,6 +59,20 @@ def verify(
                 checks += outcome.checks
                 advance(next(done), outcome.checks[0].subject)
     return VerificationReport(tuple(checks))
+
+
+def _expected(artifact: Artifact, named: Mapping[str, QTensor] | None) -> Mapping[str, QTensor]:
+    """What the runtimes are held against; Refused if the model the user names is of another shape."""
+    own = {name: q for name, _, q in artifact.quantized()}
+    if named is None:
+        return own
+    for name, q in own.items():
+        if name not in named or (named[name].shape, named[name].grid) != (q.shape, q.grid):
+            raise Refused(
+                f"the model to verify against has no {name} of shape {list(q.shape)} on {q.grid.name}",
+                "pass the model folder that was exported: --against merged",
+            )
+    return named
 
 
 def _check_files(dist: Dist) -> Check:

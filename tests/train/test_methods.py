@@ -158,10 +158,9 @@ def test_slots_a_grid_lacks_are_refused_when_attached() -> None:
         def delta(self, q: QTensor) -> Delta:
             return Delta(zero=torch.zeros_like(q.scale))
 
-    weights = np.ones((2, 32), np.float32)
     for name in GRIDS:
         grid = plugins.find("grids", name)
-        layer = QLinear(quantize(weights, grid))
+        layer = QLinear(quantize(np.ones((2, grid.block), np.float32), grid))
         if grid.zero is Zero.NONE:
             with pytest.raises(GridError, match=f"Offsets writes zero, which grid {name} does not have"):
                 layer.attach(Offsets())
