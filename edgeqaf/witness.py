@@ -7,6 +7,8 @@ CPU) float32 matmuls may round differently: then there is nothing to compare wit
 """
 
 import hashlib
+import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +50,18 @@ def key() -> dict[str, str]:
     """What the bits of a float32 forward depend on, beside the model and the tokens."""
     import torch
 
-    return {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "threads": "1"}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "cpu": f"{_processor()}, {capability}", "threads": "1"}
+
+
+def _processor() -> str:
+    """The processor's name: math libraries choose their kernels, and so the order of sums, by it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def digest(sequences: list[Floats]) -> str:

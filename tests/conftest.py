@@ -1,6 +1,7 @@
 """Fixtures that several test folders share: the data beside the checkout, and a model small enough for every test."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 
 from edgeqaf.quantize import quantize
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see edgeqaf.cli.run
 CHECKOUT = Path(__file__).resolve().parents[1]
 STORYTELLER = CHECKOUT / "examples" / "storyteller-6m"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16

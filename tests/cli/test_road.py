@@ -14,7 +14,7 @@ Said = dict[str, Any]
 def said(shared: Path, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Said:
     here = tmp_path_factory.mktemp("documented")
     model, data = shared / "models" / "tinystories656k", shared / "data" / "viggo" / "train.csv"
-    quick = ("--steps", 12, "--lr", 0.3, "--batch", 4, "--holdout", 0.003)
+    quick = ("--steps", 12, "--lr", 0.3, "--batch", 4, "--holdout", 0.003, "--threads", 1)
     lines = {
         "quantize": (model, "-o", here / "b"),
         "finetune": (here / "b", "--data", data, "-o", here / "r", *quick),
