@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeqaf import __version__, checkpoint, plugins
+from edgeqaf import __version__, plugins
 from edgeqaf.card import model_card
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.companions import copy_companions
@@ -23,6 +23,7 @@ from edgeqaf.errors import Refused, VerificationFailed
 from edgeqaf.jsonfile import write_json
 from edgeqaf.protocols import Artifact, Exporter
 from edgeqaf.qtensor import QTensor
+from edgeqaf.receipt import files_of, read_receipt
 from edgeqaf.staging import staged
 
 REFERENCE = "reference"
@@ -82,9 +83,7 @@ def export(model: QModel, formats: Sequence[str], out: Path, *, force: bool = Fa
 
 def open_dist(folder: Path) -> Dist:
     """Read every artifact of a dist folder back; raises Refused for what is malformed."""
-    receipt = checkpoint.read_manifest(folder)
-    if receipt["kind"] != "dist":
-        raise Refused(f"{folder} is a {receipt['kind']} folder, not a dist folder", "pass a folder made by export")
+    receipt = read_receipt(folder)
     artifacts = []
     for name, filename in sorted(receipt["artifacts"].items()):
         exporter: Exporter = plugins.find("exporters", name)
@@ -95,29 +94,37 @@ def open_dist(folder: Path) -> Dist:
 def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[str]:
     """Copy one artifact and the receipt into the folder ``to``; return the files copied.
 
-    Each file is staged, hashed where it arrived, and only then renamed into place. Raises Refused
-    when the dist folder lacks the format, VerificationFailed when a hash is not the receipt's.
+    The artifact is staged, hashed where it arrived, and only then renamed into place, as a whole.
+    Raises Refused when the dist folder lacks the format, VerificationFailed when a hash is not the
+    receipt's.
     """
-    receipt = checkpoint.read_manifest(folder)
+    receipt = read_receipt(folder)
     name = plugins.resolve("exporters", format)
-    if name not in receipt.get("artifacts", {}):
-        have = ", ".join(receipt.get("artifacts", {})) or "none"
+    if name not in receipt["artifacts"]:
         raise Refused(
-            f"{folder} has no {name} artifact; it has {have}", f"export it: edgeqaf export MODEL --format {name}"
+            f"{folder} has no {name} artifact; it has {', '.join(receipt['artifacts'])}",
+            f"export it: edgeqaf export MODEL --format {name}",
         )
     root = receipt["artifacts"][name]
-    files = [path for path in receipt["files"] if path == root or path.startswith(f"{root}/")]
+    files = files_of(receipt, root)
     for path in files:
-        expected = receipt["files"][path]
-        with staged(to / path, force=force, needed_bytes=expected["bytes"]) as part:
-            shutil.copyfile(folder / path, part)
-            if sha256(part) != expected["sha256"]:
-                raise VerificationFailed(
-                    f"{path}: its SHA-256 is not the receipt's", "export again; the dist folder was changed"
-                )
+        _require_hash(folder / path, path, receipt)
+    with staged(to / root, force=force, needed_bytes=sum(receipt["files"][path]["bytes"] for path in files)) as part:
+        for path in files:
+            arrived = part / Path(path).relative_to(root)
+            arrived.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / path, arrived)
+            _require_hash(arrived, path, receipt)
     with staged(to / MANIFEST, force=True) as part:
         shutil.copyfile(folder / MANIFEST, part)
     return files
+
+
+def _require_hash(file: Path, path: str, receipt: Mapping[str, Any]) -> None:
+    if sha256(file) != receipt["files"][path]["sha256"]:
+        raise VerificationFailed(
+            f"{path}: its SHA-256 is not the receipt's", "export again; the dist folder was changed"
+        )
 
 
 def _require_root(name: str, exporter: Exporter, part: Path, root: str) -> None:

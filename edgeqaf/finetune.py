@@ -85,6 +85,8 @@ def finetune(base: Path, data: Path, out: Path, settings: Settings, *, eval_data
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     rows, held_out, too_long = _examples(data, eval_data, settings, Tokenizer(base))
     record = _record(base, model_folder.root, data, eval_data, settings, out)
+    checkpoint.verify(model_folder)
+    model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
     _open_run(out, record, resume=resume, force=force)
     if (out / MANIFEST).is_file():
         say(f"{out} is already complete")
@@ -93,7 +95,6 @@ def finetune(base: Path, data: Path, out: Path, settings: Settings, *, eval_data
         f"{len(rows)} rows to train on, {len(held_out)} held out"
         + (f", {too_long} left out as too long" if too_long else "")
     )
-    model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
     with progress(f"finetune {settings.method}", settings.steps) as advance:
         trainer = _trainer(out, model, method, options, settings, rows, held_out, Tokenizer(base).pad, advance)
         _train(trainer, model, next(reversed(checkpoints(out / CHECKPOINTS)), None))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgeqaf import checkpoint, witness
 from edgeqaf.checkpoint import QModel
@@ -35,12 +36,7 @@ def merge(run: Path, out: Path, *, base: Path | None = None, force: bool = False
     Raises Refused for a lossy method, an unfinished run or another base; VerificationFailed when one
     of the four checks finds a differing bit.
     """
-    model_folder, model, method, manifest = load_run(run, base)
-    if not method.lossless:
-        raise Refused(
-            f"{run}: {manifest['method']} cannot be merged exactly: its delta is no change of integers",
-            "use a lossless method (lowrank, lota), or measure the loss: edgeqaf eval RUN --requantize",
-        )
+    model_folder, model, manifest = open_lossless(run, base)
     tensors: dict[str, Tensor] = {n: model_folder.tensors[n] for n in model_folder.tensors}
     layers = qlinears(model)
     with progress("merge", len(layers)) as advance:
@@ -57,6 +53,17 @@ def merge(run: Path, out: Path, *, base: Path | None = None, force: bool = False
         extra={"witness": before, "layers": {name: asdict(m) for name, m in movements.items()}},
     )  # fmt: skip
     return merged, movements
+
+
+def open_lossless(run: Path, base: Path | None = None) -> tuple[QModel, nn.Module, dict[str, Any]]:
+    """Base, model and manifest of a run that can be merged; raises Refused for one that cannot."""
+    model_folder, model, method, manifest = load_run(run, base)
+    if not method.lossless:
+        raise Refused(
+            f"{run}: {manifest['method']} cannot be merged exactly: its delta is no change of integers",
+            "use a lossless method (lowrank, lota), or measure the loss: edgeqaf eval RUN --requantize",
+        )
+    return model_folder, model, manifest
 
 
 @torch.no_grad()

@@ -19,8 +19,14 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     config:  a Hugging Face ``config.json``.
     tensors: logical name -> QTensor or float32 array; every parameter must be there.
     """
-    model = _skeleton(config)
+    model = _skeleton(config, len(tensors))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name in sorted(tensors):
+        if shapes.get(name) != tuple(tensors[name].shape):
+            raise Refused(
+                f"{name} has shape {list(tensors[name].shape)}, config.json implies {list(shapes.get(name, ()))}",
+                "config.json and the tensors must belong to one model",
+            )
         path, _, leaf = name.rpartition(".")
         parent, _, child = path.rpartition(".")
         tensor = tensors[name]
@@ -41,12 +47,19 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     return built
 
 
-def _skeleton(config: Mapping[str, Any]) -> Any:
+def _skeleton(config: Mapping[str, Any], tensors: int) -> Any:
     """The architecture with every parameter on the meta device and its computed buffers real."""
-    settings = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-    settings.dtype = torch.float32
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation="sdpa")
+    try:
+        if not 0 < int(config["num_hidden_layers"]) <= tensors:
+            raise ValueError(f"{config['num_hidden_layers']} layers in {tensors} tensors")
+        settings = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        settings.dtype = torch.float32
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation="sdpa")
+    except Exception as error:  # transformers raises what happens to go wrong first
+        raise Refused(
+            f"config.json describes no model: {type(error).__name__}: {error}", "it was damaged or edited; restore it"
+        ) from None
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # rotary tables, from the config alone
             parent, _, child = name.rpartition(".")

@@ -29,7 +29,8 @@ def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn
     manifest = checkpoint.read_manifest(run)
     if manifest["kind"] != "run":
         raise Refused(f"{run} is a {manifest['kind']} folder, not a run", "pass a folder made by finetune")
-    folder = base or (run / read_json(run / SETTINGS)["base"]).resolve()
+    adapter = _checked(manifest, read_json(run / CONFIG), run)
+    folder = base or _recorded_base(run)
     model_folder = checkpoint.load(folder)
     if model_folder.root != manifest["parent"]:
         raise Refused(
@@ -37,11 +38,37 @@ def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn
             "pass the base it was trained on: --base FOLDER",
         )
     checkpoint.verify(model_folder)
-    adapter = read_json(run / CONFIG)
     method, options = method_of(adapter["method"], adapter["options"])
     model = method.attach(build(model_folder.config, model_folder.tensors), options, adapter["seed"])
     load_parameters(model, run / ADAPTER)
     return model_folder, model, method, manifest
+
+
+def _recorded_base(run: Path) -> Path:
+    """Where finetune found the base, as a path from the run folder."""
+    recorded = read_json(run / SETTINGS).get("base")
+    folder = (run / str(recorded)).resolve()
+    if not isinstance(recorded, str) or not (folder / MANIFEST).is_file():
+        raise Refused(f"{run}: its base {folder} is not there", "name the folder it has moved to: --base FOLDER")
+    return folder
+
+
+def _checked(manifest: dict[str, Any], adapter: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The adapter's config, once both files are known to hold what is read from them."""
+    wanted: list[tuple[dict[str, Any], str, dict[str, type]]] = [
+        (manifest, MANIFEST, {"parent": str, "method": str, "folded": dict}),
+        (adapter, CONFIG, {"method": str, "options": dict, "seed": int}),
+    ]
+    for values, file, types in wanted:
+        for key, kind in types.items():
+            if not isinstance(values.get(key), kind):
+                raise Refused(f"{run / file}: {key!r} is {values.get(key)!r:.40}", "the file is corrupt; train again")
+    if manifest["method"] != adapter["method"]:
+        raise Refused(
+            f"{run}: {MANIFEST} says {manifest['method']}, {CONFIG} says {adapter['method']}",
+            "the files are of two runs; train again",
+        )
+    return adapter
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def require(report: VerificationReport, wanted: Sequence[str]) -> None:
     Raises RuntimeAbsent for an absent runtime, VerificationFailed for a difference or a missing rung.
     """
     if report.failures:
-        worst = report.failures[0]
+        worst = next((c for c in report.failures if c.first), report.failures[0])  # one that names a tensor
         detail = str(worst.first) if worst.first else worst.detail
         raise VerificationFailed(
             f"{len(report.failures)} of {len(report.checks)} checks failed; {worst.rung} {worst.subject}: {detail}",

@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgeqaf.method import Baseline, Options, warm_hold_decay
@@ -17,9 +18,9 @@ from edgeqaf.nn import qlinears
 class LoraOptions(Options):
     """rank: r; alpha: scaling numerator (alpha / r); lr: AdamW's."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    lr: float = 0.002
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0, allow_inf_nan=False)
+    lr: float = Field(0.002, gt=0, allow_inf_nan=False)
 
 
 class LoraMethod(Baseline):

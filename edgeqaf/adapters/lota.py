@@ -13,6 +13,7 @@ threshold that moves a share ``move_rate`` of its codes. ``paper=true`` gives th
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -69,10 +70,10 @@ class LotaOptions(Options):
     instead. momentum, schedule: of t-SignSGD. paper: omega = 0.75, no momentum, linear schedule.
     """
 
-    rank: int = 16
-    move_rate: float = 0.25
-    omega: float | None = None
-    momentum: float = 0.9
+    rank: int = Field(16, ge=1)
+    move_rate: float = Field(0.25, gt=0, lt=1)
+    omega: float | None = Field(None, ge=0, allow_inf_nan=False)
+    momentum: float = Field(0.9, ge=0, lt=1)
     schedule: Literal["cosine", "linear"] = "cosine"
     paper: bool = False
 

@@ -18,6 +18,7 @@ import math
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from edgeqaf.errors import UsageError
@@ -83,7 +84,7 @@ class LowRankOptions(Options):
     """rank: r, at most 64. lr: code steps per optimizer step; 0.1 for tasks, 0.03 to recover a base."""
 
     rank: int = 16
-    lr: float = 0.1
+    lr: float = Field(0.1, gt=0, allow_inf_nan=False)
 
 
 class LowRankMethod(Method):

@@ -18,11 +18,10 @@ def command(
 ) -> None:
     """Fold the adapter into the integers and prove that nothing was lost."""
     from edgeqaf.console import emit, say
-    from edgeqaf.merge import merge, summary
-    from edgeqaf.run import load_run
+    from edgeqaf.merge import merge, open_lossless, summary
 
     if dry_run:
-        base_folder, _, _, manifest = load_run(run, base)
+        base_folder, _, manifest = open_lossless(run, base)
         say(f"would fold {manifest['method']} into {len(manifest['folded'])} tensors of root {base_folder.root[:12]}")
         if json:
             emit({"parent": base_folder.root, "tensors": len(manifest["folded"])})

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from json import dumps
 from math import prod
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from edgeqaf.checkpoint import MANIFEST, read_manifest
-from edgeqaf.digest import merkle_root
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
 from edgeqaf.movement import Movement
+from edgeqaf.receipt import require_sound
 from edgeqaf.report import RUNGS, Check, Verdict
 
 LOG, CONFIG, VERIFICATION = "log.jsonl", "adapter_config.json", "verify.json"
@@ -165,17 +165,7 @@ def read_receipt(folder: Path) -> Receipt:
     path = folder / MANIFEST
     receipt = _read(Receipt, path)
     _require_plausible(receipt.layers, path)
-    root = merkle_root({name: t.digest for name, t in receipt.tensors.items()})
-    if root != receipt.root:
-        raise Refused(
-            f"{path}: root {receipt.root[:12]} is not that of its tensors, {root[:12]}", "export the folder again"
-        )
-    for name in receipt.files:
-        if not name.isprintable() or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise Refused(f"{path}: file {name!r} is no path inside the folder", "export the folder again")
-    for artifact in receipt.artifacts.values():
-        if not any(name == artifact or name.startswith(f"{artifact}/") for name in receipt.files):
-            raise Refused(f"{path}: artifact {artifact!r} has no file with a digest", "export the folder again")
+    require_sound(read_json(path), path)
     return receipt
 
 
