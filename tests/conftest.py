@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from edgeqaf.quantize import quantize
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded; see edgeqaf.cli.run
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded; see edgeqaf.cli.run
 CHECKOUT = Path(__file__).resolve().parents[1]
 STORYTELLER = CHECKOUT / "examples" / "storyteller-6m"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16

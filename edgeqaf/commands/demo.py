@@ -15,7 +15,7 @@ def command(
         Path, typer.Option("--output", "-o", help="Folder to work in; finished parts are reused.")
     ] = Path("demo"),
     examples: Annotated[Path, typer.Option(help="The examples folder of a checkout.")] = Path("examples"),
-    steps: Annotated[int, typer.Option(min=10, help="Training steps of each method.")] = 400,
+    steps: Annotated[int, typer.Option(min=10, help="Training steps of each method.")] = 320,
 ) -> None:
     """Quantize, finetune, merge, export, verify and score a small model, printing every command."""
     import time
