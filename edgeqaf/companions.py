@@ -1,8 +1,9 @@
 """Config and tokenizer files: they travel with the weights, opaque to us, copied byte for byte."""
 
-import hashlib
 import shutil
 from pathlib import Path
+
+from edgeqaf.digest import file_sha256
 
 # What a model folder carries beside its weights; each is opaque to us and copied as it is.
 COMPANIONS = (
@@ -29,4 +30,4 @@ def copy_companions(source: Path, target: Path) -> None:
 def companions_digest(folder: Path) -> dict[str, str]:
     """SHA-256 of each companion file in ``folder``, by name."""
     present = [name for name in COMPANIONS if (folder / name).is_file()]
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in present}
+    return {name: file_sha256(folder / name) for name in present}

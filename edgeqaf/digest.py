@@ -9,6 +9,7 @@ a lossless conversion without running anything.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,14 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
     for part, dtype in _stored_parts(tensor):
         digest.update(np.ascontiguousarray(part.astype(dtype)).data)
     return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex; empty for a file that is not there."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stored_parts(tensor: Tensor) -> Iterator[tuple[NDArray[Any], str]]:

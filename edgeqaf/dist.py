@@ -7,7 +7,6 @@ README.md             model card
 verify.json           what `edgeqaf verify` found last
 """
 
-import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from edgeqaf.card import model_card
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.companions import copy_companions
 from edgeqaf.console import progress
+from edgeqaf.digest import file_sha256
 from edgeqaf.errors import Refused, VerificationFailed
 from edgeqaf.jsonfile import write_json
 from edgeqaf.protocols import Artifact, Exporter
@@ -121,7 +121,7 @@ def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[
 
 
 def _require_hash(file: Path, path: str, receipt: Mapping[str, Any]) -> None:
-    if sha256(file) != receipt["files"][path]["sha256"]:
+    if file_sha256(file) != receipt["files"][path]["sha256"]:
         raise VerificationFailed(
             f"{path}: its SHA-256 is not the receipt's", "export again; the dist folder was changed"
         )
@@ -143,17 +143,9 @@ def _receipt(model: QModel, formats: Sequence[str], part: Path) -> dict[str, Any
     return {
         "format": FORMAT, "kind": "dist", "root": model.root, **kept,
         "artifacts": {name: plugins.find("exporters", name).filename for name in formats},
-        "files": {str(p.relative_to(part)): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files},
+        "files": {str(p.relative_to(part)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files},
         "tool": {"edgeqaf": __version__},
     }  # fmt: skip
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex; empty for a file that is not there."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_kept_float(model: QModel) -> list[str]:

@@ -11,7 +11,6 @@
 A run resumed from any checkpoint ends in the same bits as one never interrupted (same thread count).
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ from edgeqaf import __version__, checkpoint
 from edgeqaf.checkpoint import FORMAT, MANIFEST
 from edgeqaf.console import progress, say
 from edgeqaf.data import Example, read_rows, tokenize
+from edgeqaf.digest import file_sha256
 from edgeqaf.errors import Interrupted, Refused
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.method import Options, Tuning, method_of, trainable
@@ -137,7 +137,7 @@ def _examples(
 
 def _record(base: Path, root: str, data: Path, eval_data: Path | None, settings: Settings, out: Path) -> dict[str, Any]:
     def sha(path: Path | None) -> str | None:
-        return None if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+        return None if path is None else file_sha256(path)
 
     return {
         **asdict(settings), "columns": list(settings.columns), "options": dict(settings.options),

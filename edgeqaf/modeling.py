@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -19,7 +20,8 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     config:  a Hugging Face ``config.json``.
     tensors: logical name -> QTensor or float32 array; every parameter must be there.
     """
-    model = _skeleton(config, len(tensors))
+    _require_plausible(config, len(tensors))
+    model = skeleton(config)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name in sorted(tensors):
         if shapes.get(name) != tuple(tensors[name].shape):
@@ -43,25 +45,32 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
         raise Refused(
             f"no tensor {', '.join(missing[:3])} for this {config['model_type']} model", "the folder is incomplete"
         )
-    built: nn.Module = model.eval()
+    built: nn.Module = model
     return built
 
 
-def _skeleton(config: Mapping[str, Any], tensors: int) -> Any:
-    """The architecture with every parameter on the meta device and its computed buffers real."""
+def skeleton(config: Mapping[str, Any], attention: str = "sdpa") -> Any:
+    """The architecture in eval mode, every parameter on the meta device, its computed buffers (rope tables) real.
+
+    Raises Refused for a config that transformers cannot build a model from.
+    """
     try:
-        if not 0 < int(config["num_hidden_layers"]) <= tensors:
-            raise ValueError(f"{config['num_hidden_layers']} layers in {tensors} tensors")
         settings = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         settings.dtype = torch.float32
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation="sdpa")
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation=attention)
     except Exception as error:  # transformers raises what happens to go wrong first
         raise Refused(
             f"config.json describes no model: {type(error).__name__}: {error}", "it was damaged or edited; restore it"
         ) from None
-    for name, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):  # rotary tables, from the config alone
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, type(module)(config=settings))
-    return model
+    return model.eval()
+
+
+def _require_plausible(config: Mapping[str, Any], tensors: int) -> None:
+    """A layer count beyond the number of tensors would take forever to build."""
+    layers = config.get("num_hidden_layers")
+    if not isinstance(layers, int) or not 0 < layers <= tensors:
+        raise Refused(
+            f"config.json describes no model: {layers!r} layers in {tensors} tensors",
+            "it was damaged or edited; restore it",
+        )

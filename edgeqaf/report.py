@@ -4,7 +4,6 @@ Two words only. *Exact* means equal bits (minus zero counts as zero). *Bounded* 
 whose cause is named. A runtime that is not there is *absent*, which is never a pass.
 """
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
@@ -107,9 +106,3 @@ def first_difference(
 
 def _bits(value: np.float32) -> str:
     return f"{float(value)!r} (0x{int(np.float32(value).view(np.uint32)):08x})"
-
-
-def worst(checks: Iterable[Check]) -> Verdict | None:
-    """The least good verdict among ``checks``, in the order of `Verdict`; None for none."""
-    order = list(Verdict)
-    return max((c.verdict for c in checks), key=order.index, default=None)

@@ -7,7 +7,8 @@ from typing import Any
 
 from edgeqaf import plugins
 from edgeqaf.console import Advance, table
-from edgeqaf.dist import Dist, sha256
+from edgeqaf.digest import file_sha256
+from edgeqaf.dist import Dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor
@@ -77,7 +78,9 @@ def _expected(artifact: Artifact, named: Mapping[str, QTensor] | None) -> Mappin
 
 def _check_files(dist: Dist) -> Check:
     """R0: every file of the dist folder has the SHA-256 that the receipt names."""
-    wrong = sorted(path for path, file in dist.receipt["files"].items() if sha256(dist.folder / path) != file["sha256"])
+    wrong = sorted(
+        path for path, file in dist.receipt["files"].items() if file_sha256(dist.folder / path) != file["sha256"]
+    )
     size = sum(file["bytes"] for file in dist.receipt["files"].values())
     verdict = Verdict.DIFFERENT if wrong else Verdict.EXACT
     detail = f"another SHA-256: {', '.join(wrong)}" if wrong else f"SHA-256 of {len(dist.receipt['files'])} files"

@@ -1,6 +1,5 @@
 """What a report is made of: run folders, a dist folder, score files; read, validated, never trusted."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from edgeqaf.checkpoint import MANIFEST, read_manifest
+from edgeqaf.digest import file_sha256
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
 from edgeqaf.movement import Movement
@@ -176,8 +176,7 @@ def file_states(folder: Path, receipt: Receipt) -> dict[str, str]:
         path = (folder / name).resolve()
         if not path.is_file() or not path.is_relative_to(folder.resolve()):
             return "missing"
-        with path.open("rb") as file:
-            return "as recorded" if hashlib.file_digest(file, "sha256").hexdigest() == recorded.sha256 else "differs"
+        return "as recorded" if file_sha256(path) == recorded.sha256 else "differs"
 
     return {name: state(name, recorded) for name, recorded in sorted(receipt.files.items())}
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeqaf.errors import Refused
+from edgeqaf.source import EMBEDDING, HEAD
 
 OPSET = 21  # the first with blocked DequantizeLinear; onnxruntime-web and -genai read it as well
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 LAYER_INPUT, LAYER_OUTPUT = "layer.input", "layer.output"  # the two marks
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def _traced(config_dict: dict[str, Any]) -> Traced:
     import onnx_ir
     import torch
 
-    model = _empty_model(config_dict)
+    from edgeqaf.modeling import skeleton
+
+    model = skeleton(config_dict, attention="eager").requires_grad_(False)
     config = model.config
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     if config.tie_word_embeddings:
@@ -93,18 +95,6 @@ def _traced(config_dict: dict[str, Any]) -> Traced:
     assert program is not None
     graph = onnx_ir.to_proto(program.model).graph
     return Traced(graph, shapes, config.num_key_value_heads, head_dim, config.vocab_size)
-
-
-def _empty_model(config_dict: dict[str, Any]) -> Any:
-    """The transformers model with parameters on the meta device and real buffers (rope tables)."""
-    import torch
-    from accelerate import init_empty_weights
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-    config = CONFIG_MAPPING[config_dict["model_type"]].from_dict(config_dict)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    return model.eval().requires_grad_(False)
 
 
 def _dynamic(weights: int) -> tuple[Any, ...]:

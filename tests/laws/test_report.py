@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport, compare_bits, first_difference, worst
+from edgeqaf.report import Check, Verdict, VerificationReport, compare_bits, first_difference
 
 
 def floats(*values: float) -> np.ndarray:
@@ -57,11 +57,3 @@ def test_a_report_fails_on_different_and_refused_and_only_there():
 def test_a_report_in_which_nothing_was_checked_has_not_passed():
     assert VerificationReport().as_json()["passed"] is False
     assert VerificationReport((Check("R1", "torch", Verdict.ABSENT),)).as_json()["passed"] is False
-
-
-def test_the_worst_verdict_is_the_last_in_the_order():
-    checks = [Check(rung, "x", verdict) for rung, verdict in zip(RUNGS, Verdict, strict=True)]
-    for count in range(1, len(checks) + 1):
-        assert worst(checks[:count]) is checks[count - 1].verdict
-        assert worst(reversed(checks[:count])) is checks[count - 1].verdict
-    assert worst([]) is None
