@@ -13,13 +13,12 @@ from typing import Any
 from edgeqaf import plugins
 from edgeqaf.checkpoint import MANIFEST, read_manifest
 from edgeqaf.errors import Refused, UsageError
-from edgeqaf.grid import Grid, Zero
+from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import read_json
+from edgeqaf.protocols import Exporter
 from edgeqaf.source import EMBEDDING, HEAD, FloatModel, is_linear
 
 Tensor = tuple[str, tuple[int, ...], Grid | None]
-# Bits by which a format stores a scale or a float zero wider than the grid's 16 (float32 in ONNX).
-WIDER_BITS = {"gguf": 0, "onnx": 16}
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def size(folder: Path, format: str, grid: str = "q4_0") -> Sized:
     A float folder may hold nothing but its ``config.json``. Raises UsageError for an unknown format,
     Refused for a folder that is none of the three.
     """
-    if format not in WIDER_BITS:
-        raise UsageError(f"unknown format {format!r}", f"known: {', '.join(sorted(WIDER_BITS))}")
+    if format not in plugins.names("exporters"):
+        raise UsageError(f"unknown format {format!r}", f"known: {', '.join(plugins.names('exporters'))}")
     if not (folder / MANIFEST).is_file():
         return _size_float(folder, format, plugins.find("grids", grid))
     manifest = read_manifest(folder)
@@ -114,14 +113,12 @@ def _dimensions(folder: Path) -> Dimensions:
 
 
 def _stored_bytes(tensors: Iterable[Tensor], format: str) -> int:
-    bits = 0.0  # sums of multiples of 1/16 far below 2**53: exact
+    exporter: Exporter = plugins.find("exporters", format)
+    bits = 0.0  # sums of multiples of 1/32 far below 2**53: exact
     for _, shape, grid in tensors:
-        count = math.prod(shape)
-        if grid is None:
-            bits += 32 * count
-        else:
-            floats_per_block = 2 if grid.zero is Zero.OFFSET else 1
-            bits += count * (grid.bits_per_weight + WIDER_BITS[format] * floats_per_block / grid.block)
+        if grid is not None and (reason := exporter.refuses(grid)):
+            raise Refused(f"{format} cannot carry grid {grid.name}: {reason}", "choose another --format or --grid")
+        bits += math.prod(shape) * (32 if grid is None else exporter.stored_as(grid).bits)
     return int(bits / 8)
 
 

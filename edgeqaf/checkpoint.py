@@ -1,14 +1,14 @@
 """A quantized model on disk: the Hugging Face folder layout, with packed codes and a manifest.
 
     config.json, tokenizer files   copied byte for byte from the model it came from
-    model.safetensors              for each quantized tensor  NAME.codes  [out, in * bits / 8] uint8
+    model.safetensors              for each quantized tensor  NAME.codes  [out, in * width / 8] uint8
                                                               NAME.scale  [out, in / block] float16
                                                               NAME.zero   if the grid has one
                                    for each float tensor      NAME        bfloat16 where exact, else float32
     edgeqaf.json                   format version, kind, grid and digest per tensor, Merkle root,
                                    root of the parent, tool versions, the options of the command
 
-Two 4-bit codes share a byte, the even column in the low nibble. There are no timestamps and no
+How codes share bytes, and their width: `edgeqaf.packing`. There are no timestamps and no
 paths inside: the same input gives the same bytes.
 """
 

@@ -1,46 +1,17 @@
-"""Exact match: generate greedily from each prompt, and compare the text with the answer expected."""
+"""A PyTorch model, asked: greedy continuations, and the losses of given tokens; both in padded batches."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
 
-from edgeqaf.console import Advance
-from edgeqaf.data import Task
+from edgeqaf.data import Example
+from edgeqaf.metrics import Losses, forwards
+from edgeqaf.metrics import losses as losses_of
 from edgeqaf.tokenizer import Tokenizer
 
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class Score:
-    """matched of rows; answers: what was generated, row by row."""
-
-    rows: int
-    matched: int
-    answers: list[str]
-
-    @property
-    def exact_match(self) -> float:
-        """Share of rows answered exactly."""
-        return self.matched / self.rows
-
-
-def exact_match(tasks: Sequence[Task], answers: Iterator[str], advance: Advance) -> Score:
-    """Compare generated answers with the expected ones, white space at the ends left out."""
-    found: list[str] = []
-    matched = 0
-    for task, answer in zip(tasks, answers, strict=True):
-        found.append(answer.strip())
-        matched += found[-1] == task.answer.strip()
-        advance(len(found), f"{matched} exact")
-    return Score(len(tasks), matched, found)
-
-
-def answer_limit(tasks: Sequence[Task], encode: Callable[[str], list[int]]) -> int:
-    """Tokens to generate at most: the longest expected answer and a little more."""
-    return max(len(encode(task.answer)) for task in tasks) + 8
+LOGIT_BYTES = 2**27  # of one batch, at most; a single sequence may take more
 
 
 @torch.no_grad()
@@ -63,3 +34,34 @@ def generate(
         for row in out[:, longest:].tolist():
             end = next((i for i, token in enumerate(row) if token in tokenizer.eos), len(row))
             yield row[:end]
+
+
+@torch.no_grad()
+def losses(model: nn.Module, pad: int, examples: Iterable[Example]) -> Iterator[Losses]:
+    """The losses of each example, in order; batches padded on the right, where a causal model does not look.
+
+    model: a transformers causal language model in eval mode.
+    """
+    for batch in _batches(forwards(examples), int(model.config.vocab_size)):  # type: ignore[union-attr,arg-type]
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch])
+        mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch])
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().numpy()
+        for rows, (one, targets) in zip(logits, batch, strict=True):
+            yield from (losses_of(rows[: len(one)], t) for t in targets)
+
+
+Forward = tuple[list[int], list[list[int]]]
+
+
+def _batches(wanted: Iterable[Forward], vocabulary: int) -> Iterator[list[Forward]]:
+    """Neighbours together, as many as `BATCH` and `LOGIT_BYTES` allow."""
+    batch: list[Forward] = []
+    for one in wanted:
+        longest = max(len(ids) for ids, _ in [*batch, one])
+        if batch and (len(batch) == BATCH or (len(batch) + 1) * longest * vocabulary * 4 > LOGIT_BYTES):
+            yield batch
+            batch = []
+        batch.append(one)
+    if batch:
+        yield batch

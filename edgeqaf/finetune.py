@@ -25,27 +25,19 @@ from transformers import TrainerState, TrainingArguments
 from edgeqaf import __version__, checkpoint
 from edgeqaf.checkpoint import FORMAT, MANIFEST
 from edgeqaf.console import progress, say
-from edgeqaf.data import Example, read_rows, tokenize
-from edgeqaf.digest import file_sha256
+from edgeqaf.data.batches import Collator, PackedCollator, packs, require_apart
+from edgeqaf.data.reading import digest, read_rows
+from edgeqaf.data.split import Split, remarks, split
 from edgeqaf.errors import Interrupted, Refused
 from edgeqaf.jsonfile import read_json, write_json
-from edgeqaf.method import Options, Tuning, method_of, trainable
+from edgeqaf.method import Course, Options, Tuning, method_of
 from edgeqaf.modeling import build
 from edgeqaf.movement import layer_movements, require_moved, total
-from edgeqaf.nn import qlinears
 from edgeqaf.run import CHECKPOINTS, CONFIG, LOG, SETTINGS, folded_digests
 from edgeqaf.staging import require_new, staged
 from edgeqaf.tokenizer import Tokenizer
-from edgeqaf.trainer import (
-    ADAPTER,
-    Collator,
-    GridTrainer,
-    Interrupt,
-    Progress,
-    checkpoints,
-    load_parameters,
-    parameters,
-)
+from edgeqaf.trackers import require_trackers, write_into
+from edgeqaf.trainer import ADAPTER, GridTrainer, Interrupt, Progress, checkpoints, load_parameters, parameters
 
 STATE = "trainer_state.json"
 
@@ -54,9 +46,9 @@ STATE = "trainer_state.json"
 class Settings:
     """One run's settings; all that decides its bits, beside the base and the data.
 
-    batch: rows per micro-batch; accumulate: micro-batches per step; max_length: tokens a row may
-    have; holdout: share of rows (at most 256) kept for the held-out loss when no file is given;
-    eval_every, save_every: in optimizer steps; options: the method's own.
+    batch: rows per micro-batch, or, with packing, sequences of several rows; accumulate: micro-batches
+    per step; max_length: tokens a row may have; holdout: share of rows (at most 256) kept for the held-out
+    loss when no file is given; eval_every, save_every: in optimizer steps; options: the method's own.
     """
 
     method: str = "lowrank"
@@ -70,78 +62,72 @@ class Settings:
     save_every: int = 100
     threads: int = 0
     columns: Sequence[str] = ()
+    packing: bool = False
+    drop_duplicates: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def finetune(base: Path, data: Path, out: Path, settings: Settings, *, eval_data: Path | None = None,
-             resume: bool = False, force: bool = False) -> dict[str, Any]:  # fmt: skip
+def finetune(base: Path, data: Path | str, out: Path, settings: Settings, *, eval_data: Path | str | None = None,
+             resume: bool = False, force: bool = False, report_to: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
     """Train and write the run folder ``out``; return its manifest.
 
+    data, eval_data: what `edgeqaf.data.read_rows` reads. report_to: trackers that transformers knows by name.
     Raises VerificationFailed when the run is inert, Interrupted when stopped by a signal (its
     checkpoint is then on disk), Refused for a resume with other settings, base or data.
     """
+    require_trackers(report_to)
     model_folder = checkpoint.load(base)
     method, options = method_of(settings.method, settings.options)
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
-    rows, held_out, too_long = _examples(data, eval_data, settings, Tokenizer(base))
-    record = _record(base, model_folder.root, data, eval_data, settings, out)
+    tokenizer = Tokenizer(base)
+    rows, digests = read(data, eval_data, settings, tokenizer)
+    record = _record(base, model_folder.root, digests, settings, out)
     checkpoint.verify(model_folder)
     model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
+    if settings.packing:
+        require_apart(model, model_folder.config["model_type"])
     _open_run(out, record, resume=resume, force=force)
     if (out / MANIFEST).is_file():
         say(f"{out} is already complete")
         return checkpoint.read_manifest(out)
-    say(
-        f"{len(rows)} rows to train on, {len(held_out)} held out"
-        + (f", {too_long} left out as too long" if too_long else "")
-    )
+    _announce(rows, settings)
     with progress(f"finetune {settings.method}", settings.steps) as advance:
-        trainer = _trainer(out, model, method, options, settings, rows, held_out, Tokenizer(base).pad, advance)
+        trainer = _trainer(out, model, method, options, settings, rows, tokenizer.pad, advance, report_to)
         _train(trainer, model, next(reversed(checkpoints(out / CHECKPOINTS)), None))
     if any(isinstance(c, Interrupt) and c.stopped for c in trainer.callback_handler.callbacks):
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {settings.steps}", "run the same command with --resume"
         )
-    return _finish(out, model, method, options, settings, record, trainer)
+    return _finish(out, model, method, options, settings, record, rows, trainer)
 
 
-def plan(base: Path, data: Path, settings: Settings) -> dict[str, int]:
-    """What a run would do and take: rows, parameters to train, bytes of memory and disk (estimates)."""
-    model_folder = checkpoint.load(base)
-    method, options = method_of(settings.method, settings.options)
-    rows, held_out, too_long = _examples(data, None, settings, Tokenizer(base))
-    model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
-    trained = sum(p.numel() for p in trainable(model).values())
-    weights = sum(layer.in_features * layer.out_features for layer in qlinears(model).values())
-    floats = sum(p.numel() for p in model.parameters()) - trained
-    return {
-        "rows": len(rows), "rows_held_out": len(held_out), "rows_too_long": too_long, "steps": settings.steps,
-        "trained_parameters": trained, "checkpoint_bytes": 12 * trained,
-        # codes, then per weight the float32 intermediates that autograd keeps; parameters with AdamW's moments
-        "memory_bytes": 17 * weights + 4 * floats + 16 * trained,
-    }  # fmt: skip
+def read(
+    data: Path | str, eval_data: Path | str | None, settings: Settings, tokenizer: Tokenizer
+) -> tuple[Split, dict[str, str | None]]:
+    """The data of a run, divided; and the digests of ``data`` and ``eval_data``."""
+    rows = read_rows(data, settings.columns)
+    held_out = None if eval_data is None else read_rows(eval_data, settings.columns)
+    digests = {
+        "data": digest(data, rows),
+        "eval_data": None if eval_data is None or held_out is None else digest(eval_data, held_out),
+    }
+    divided = split(
+        rows, held_out, tokenizer, settings.max_length, share=settings.holdout, seed=settings.seed,
+        drop_duplicates=settings.drop_duplicates,
+    )  # fmt: skip
+    return divided, digests
 
 
-def _examples(
-    data: Path, eval_data: Path | None, settings: Settings, tokenizer: Tokenizer
-) -> tuple[list[Example], list[Example], int]:
-    """Training examples, held-out examples, and how many rows were too long."""
-    examples, too_long = tokenize(read_rows(data, settings.columns), tokenizer, settings.max_length)
-    if eval_data is not None:
-        held_out, _ = tokenize(read_rows(eval_data, settings.columns), tokenizer, settings.max_length)
-        return examples, held_out, too_long
-    count = min(256, int(settings.holdout * len(examples)))
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(settings.seed)).tolist()
-    return [examples[i] for i in order[count:]], [examples[i] for i in order[:count]], too_long
+def _announce(rows: Split, settings: Settings) -> None:
+    say(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out")
+    for remark in remarks(rows.counts, settings.max_length, dropped=settings.drop_duplicates):
+        say(remark)
 
 
-def _record(base: Path, root: str, data: Path, eval_data: Path | None, settings: Settings, out: Path) -> dict[str, Any]:
-    def sha(path: Path | None) -> str | None:
-        return None if path is None else file_sha256(path)
-
+def _record(base: Path, root: str, digests: dict[str, str | None], settings: Settings, out: Path) -> dict[str, Any]:
     return {
         **asdict(settings), "columns": list(settings.columns), "options": dict(settings.options),
-        "base": os.path.relpath(base, out), "base_root": root, "data": sha(data), "eval_data": sha(eval_data),
+        "base": os.path.relpath(base, out), "base_root": root, **digests,
     }  # fmt: skip
 
 
@@ -163,8 +149,16 @@ def _open_run(out: Path, record: dict[str, Any], *, resume: bool, force: bool) -
         write_json(part / SETTINGS, record)
 
 
-def _trainer(out: Path, model: nn.Module, method: Tuning, options: Options, settings: Settings,
-             rows: list[Example], held_out: list[Example], pad: int, advance: Any) -> GridTrainer:  # fmt: skip
+def batched(rows: Split, settings: Settings, pad: int) -> tuple[list[Any], list[Any], Any]:
+    """(training items, held-out items, collator): examples padded, or packed; held-out ones never share a sequence."""
+    if settings.packing:
+        return packs(rows.train, settings.max_length), [[e] for e in rows.held_out], PackedCollator(pad)
+    return rows.train, rows.held_out, Collator(pad)
+
+
+def _trainer(out: Path, model: nn.Module, method: Tuning, options: Options, settings: Settings, rows: Split, pad: int,
+             advance: Any, report_to: Sequence[str]) -> GridTrainer:  # fmt: skip
+    train, held_out, collator = batched(rows, settings, pad)
     arguments = TrainingArguments(
         output_dir=str(out / CHECKPOINTS), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate, max_grad_norm=0.0,
@@ -173,19 +167,21 @@ def _trainer(out: Path, model: nn.Module, method: Tuning, options: Options, sett
         save_strategy="steps", save_steps=settings.save_every, disable_tqdm=True, report_to=[], use_cpu=True,
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
+    arguments.report_to = list(report_to)  # transformers adds to it where a cluster's environment asks for it
 
     def measure() -> dict[str, float]:
         moved = total(layer_movements(model))
         return {"moved": moved.share} if moved.weights else {}
 
     trainer = GridTrainer(
-        out / CHECKPOINTS, model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None,
-        data_collator=Collator(pad), callbacks=[Progress(out / LOG, advance, measure), Interrupt()],
-        optimizers=method.optimizer(list(trainable(model).values()), options, settings.steps),
+        out / CHECKPOINTS, model=model, args=arguments, train_dataset=train, eval_dataset=held_out or None,
+        data_collator=collator, callbacks=[Progress(out / LOG, advance, measure), Interrupt()],
+        optimizers=method.optimizer(model, options, Course(settings.steps, settings.accumulate)),
     )  # fmt: skip
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
+    write_into(out, trainer.callback_handler.callbacks)
     return trainer
 
 
@@ -218,7 +214,7 @@ def _final_losses(out: Path, trainer: GridTrainer) -> tuple[float, float | None]
 
 
 def _finish(out: Path, model: nn.Module, method: Tuning, options: Options, settings: Settings,
-            record: dict[str, Any], trainer: GridTrainer) -> dict[str, Any]:  # fmt: skip
+            record: dict[str, Any], rows: Split, trainer: GridTrainer) -> dict[str, Any]:  # fmt: skip
     """Write adapter and manifest; then judge the run."""
     from safetensors.torch import save_file
 
@@ -230,6 +226,7 @@ def _finish(out: Path, model: nn.Module, method: Tuning, options: Options, setti
         "format": FORMAT, "kind": "run", "parent": record["base_root"], "method": settings.method,
         "lossless": method.lossless, "folded": folded_digests(model), "layers": layers,
         "training_loss": loss, "held_out_loss": held_out, "steps": settings.steps,
+        "rows": asdict(rows.counts) | {"held_out": len(rows.held_out)},
         "tool": {"edgeqaf": __version__, "torch": torch.__version__},
     }  # fmt: skip
     with staged(out / ADAPTER, force=True) as part:

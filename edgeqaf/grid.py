@@ -61,8 +61,8 @@ class Grid:
 
     @property
     def slots(self) -> frozenset[Slot]:
-        """The slots an adapter may write: scales stay as the quantizer chose them."""
-        return frozenset({Slot.CODES} if self.zero is Zero.NONE else {Slot.CODES, Slot.ZERO})
+        """The slots an adapter may write."""
+        return frozenset({Slot.CODES, Slot.SCALE} | (set() if self.zero is Zero.NONE else {Slot.ZERO}))
 
     @property
     def bits_per_weight(self) -> float:

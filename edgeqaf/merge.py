@@ -75,7 +75,7 @@ def _fold(name: str, layer: QLinear, digest: str) -> QTensor:
             f"{name}: folding the adapter gives other integers than training ended with",
             "the adapter file does not belong to this run, or this machine computes differently; train again here",
         )
-    expected: Any = layer.weight().numpy()
+    expected: Any = layer.weight.numpy()
     found = decode(folded)
     different = compare_bits(expected, found) | (np.signbit(expected) != np.signbit(found))
     if different.any():

@@ -5,8 +5,9 @@ adapter on each quantized layer, or of a `Baseline`, which attaches itself in it
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,15 +15,26 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from edgeqaf import plugins
+from edgeqaf.adapter import Adapter
 from edgeqaf.errors import UsageError
-from edgeqaf.nn import Adapter, qlinears
-from edgeqaf.qtensor import QTensor
+from edgeqaf.nn import QLinear, qlinears
+from edgeqaf.packed import Packed
+
+Part = TypeVar("Part", bound=Adapter)
 
 
 class Options(BaseModel):
     """A method's own options; unknown ones are refused by pydantic."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a run goes: optimizer steps, and micro-batches gathered for each."""
+
+    steps: int
+    accumulate: int = 1
 
 
 class Tuning(ABC):
@@ -36,10 +48,11 @@ class Tuning(ABC):
         """Make ``model`` trainable by this method; its parameters depend on seed and order of layers alone."""
 
     @abstractmethod
-    def optimizer(
-        self, parameters: list[Tensor], options: Any, steps: int
-    ) -> tuple[torch.optim.Optimizer, LRScheduler]:
-        """The optimizer and schedule for a run of ``steps`` optimizer steps."""
+    def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, LRScheduler]:
+        """The optimizer and schedule of one run, for a model that this method was attached to."""
+
+    def begin(self, model: nn.Module, options: Any) -> None:
+        """What only a fresh run needs, once attached; a resumed one finds it in its adapter file."""
 
     def describe(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """Figures per layer that only this method knows (such as LoTA's threshold)."""
@@ -52,14 +65,18 @@ class Method(Tuning):
     lossless = True
 
     @abstractmethod
-    def layer(self, q: QTensor, options: Any, generator: torch.Generator) -> Adapter:
+    def layer(self, base: Packed, options: Any, generator: torch.Generator) -> Adapter:
         """The adapter of one layer, its parameters drawn from ``generator``."""
 
     def attach(self, model: nn.Module, options: Any, seed: int) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
         for layer in qlinears(model).values():
-            layer.attach(self.layer(layer.q, options, generator))
+            layer.attach(self.layer(layer.base, options, generator))
+        self.prepare(model, options)
         return model
+
+    def prepare(self, model: nn.Module, options: Any) -> None:
+        """What an adapter must know of the whole model, once every layer has its adapter."""
 
 
 class Baseline(Tuning):
@@ -73,8 +90,30 @@ class Baseline(Tuning):
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter that trains, by name: exactly what an adapter file holds."""
+    """Every parameter that autograd trains, by name."""
     return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """Exactly what an adapter file holds: trained parameters, and the buffers of our adapters."""
+    found = {name: p.data for name, p in trainable(model).items()}
+    for name, layer in qlinears(model).items():
+        if layer.adapter is not None:
+            path = name.removesuffix("weight") + "adapter."
+            found |= {path + key: tensor.data for key, tensor in layer.adapter.state_dict(keep_vars=True).items()}
+    return dict(sorted(found.items()))
+
+
+def parts(model: nn.Module, kind: type[Part]) -> list[tuple[QLinear, Part]]:
+    """Every adapter of one kind, alone on its layer or one of several, with the layer."""
+    layers = [layer for layer in qlinears(model).values() if layer.adapter is not None]
+    return [(layer, part) for layer in layers for part in layer.adapter.modules() if isinstance(part, kind)]
+
+
+def adamw(parameters: Iterable[Tensor], lr: float, course: Course) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """AdamW (0.9, 0.99) without weight decay, warmed up, held and decayed."""
+    optimizer = torch.optim.AdamW(list(parameters), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    return optimizer, warm_hold_decay(optimizer, course.steps)
 
 
 def warm_hold_decay(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 10, hold: float = 0.3) -> LambdaLR:
@@ -88,7 +127,14 @@ def warm_hold_decay(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 
 
 
 def method_of(name: str, values: Mapping[str, Any]) -> tuple[Tuning, Options]:
-    """The method called ``name`` and its options, validated; UsageError names a wrong one."""
+    """The method called ``name`` and its options, validated; UsageError names a wrong one.
+
+    ``lowrank+scale`` combines methods that write different slots (`edgeqaf.combine`).
+    """
+    if "+" in name:
+        from edgeqaf.combine import combine
+
+        return combine(name, values)
     method: Tuning = plugins.find("adapters", name)
     try:
         return method, method.options.model_validate(dict(values))

@@ -1,7 +1,7 @@
 """How far a run moved the integers, layer by layer, and the guards on it.
 
 A published method can train for hours, lower its loss a little by noise, and leave every stored
-integer as it was. So a run in which less than `INERT` of the codes (or zeros) moved is a failure,
+integer as it was. So a run in which less than `INERT` of the codes (or zeros, or scales) moved is a failure,
 not a result: inert runs measure 0.02 to 0.14 %, the least-moving useful one 4.8 % (docs/log.md).
 """
 
@@ -23,7 +23,8 @@ class Movement:
     """Counts for one tensor, or sums over several.
 
     weights: codes in all; moved: codes that changed; moved_far: by more than one step; saturated and
-    saturated_before: codes at either end of the grid; zeros, zeros_moved: the same for zeros.
+    saturated_before: codes at either end of the grid; zeros, zeros_moved, scales, scales_moved: how many
+    zeros and scales, and how many of them changed.
     """
 
     weights: int = 0
@@ -33,14 +34,17 @@ class Movement:
     saturated_before: int = 0
     zeros: int = 0
     zeros_moved: int = 0
+    scales: int = 0
+    scales_moved: int = 0
 
     def __add__(self, other: "Movement") -> "Movement":
         return Movement(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
     @property
     def share(self) -> float:
-        """The share of codes that moved, or of zeros where that is more."""
-        return max(self.moved / max(self.weights, 1), self.zeros_moved / max(self.zeros, 1))
+        """The share of codes that moved, or of zeros or scales where that is more."""
+        parts = (self.moved, self.weights), (self.zeros_moved, self.zeros), (self.scales_moved, self.scales)
+        return max(moved / max(of, 1) for moved, of in parts)
 
 
 def movement(before: QTensor, after: QTensor) -> Movement:
@@ -58,6 +62,8 @@ def movement(before: QTensor, after: QTensor) -> Movement:
         saturated_before=ends(before),
         zeros=0 if before.zero is None else before.zero.shape[0] * before.zero.shape[1],
         zeros_moved=0 if before.zero is None else int((after.zero != before.zero).sum()),
+        scales=before.scale.shape[0] * before.scale.shape[1],
+        scales_moved=int((after.scale != before.scale).sum()),
     )
 
 

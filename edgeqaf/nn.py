@@ -1,75 +1,104 @@
 """The torch layer: a linear whose weight is ``decode(fold(q, adapter.delta(q)))``, and nothing else.
 
-The gradient reaches an adapter through a straight-through step of its own; everything after it
-(`fold`, `decode`, the matmul) is differentiated as written.
+Codes stay packed. The fold is taken once for each state of the adapter, and kept packed too; forward
+and backward each decode it anew, a tile of rows at a time, so that float weights never exist beyond
+one tile. The weight is built in float32 and cast once to the type the activations come in.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgeqaf.adapter import Adapter
 from edgeqaf.errors import GridError
-from edgeqaf.grid import Slot
-from edgeqaf.qtensor import Delta, QTensor, decode, fold
+from edgeqaf.gradient import Flow
+from edgeqaf.packed import Packed, pack
+from edgeqaf.qtensor import QTensor, decode
+
+FEW = 64  # rows of activations below which decoding would cost more than multiplying: generation
 
 
-class Adapter(Protocol):
-    """What one layer's adapter promises: which slots it writes, and the delta it proposes."""
+class GridLinear(torch.autograd.Function):
+    """y = x W^T with W decoded tile by tile; see the module's docstring.
 
-    writes: frozenset[Slot]
-
-    def delta(self, q: QTensor) -> Delta:
-        """Codes [out, in] and zeros [out, in / block] to add, differentiable in the parameters."""
-
-
-class StraightThrough(torch.autograd.Function):
-    """Forward: ``value``. Backward: the gradient goes to ``latent`` unchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, latent: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-def straight_through(latent: Tensor, value: Tensor) -> Tensor:
-    """`StraightThrough` as a function: ``value`` exactly, differentiated as ``latent``."""
-    result: Tensor = StraightThrough.apply(latent, value)  # type: ignore[no-untyped-call]
-    return result
-
-
-def inward(grad: Tensor, outside: Tensor) -> Tensor:
-    """``grad`` where a descent step on it keeps or brings an entry inside the grid, else zero.
-
-    outside: +1 where the entry is above the grid, -1 below, 0 within.
+    ``pulse`` is a scalar that requires a gradient, so that backward runs for an adapter without
+    differentiable parameters.
     """
-    return grad.masked_fill(outside * grad < 0, 0)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pulse: Tensor | None, layer: "QLinear", *parameters: Tensor) -> Tensor:
+        now = layer.now
+        ctx.layer, ctx.now, ctx.edits, ctx.learns = layer, now, layer.edits, pulse is not None
+        ctx.save_for_backward(x if ctx.learns else None)
+        y = x.new_empty(*x.shape[:-1], layer.out_features)
+        flat, out = x.reshape(-1, layer.in_features), y.view(-1, layer.out_features)
+        for rows in now.tiles():
+            torch.mm(flat, decode(now.rows(rows)).to(x.dtype).T, out=out[:, rows])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layer, now = ctx.layer, ctx.now
+        if ctx.edits != layer.edits:
+            raise RuntimeError("a layer's integers changed between its forward and its backward")
+        dy = grads[0].reshape(-1, layer.out_features)
+        dx: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            flat = dy.new_zeros(len(dy), layer.in_features)
+            for rows in now.tiles():
+                flat.addmm_(dy[:, rows], decode(now.rows(rows)).to(dy.dtype))
+            dx = flat.view(*grads[0].shape[:-1], -1)
+        if not ctx.learns:
+            return dx, None, None
+        (x,) = ctx.saved_tensors
+        return dx, None, None, *layer.adapter.gradients(layer, Flow(x.reshape(-1, layer.in_features), dy))
 
 
 class QLinear(nn.Module):
     """``x @ decode(fold(q, delta)).T + bias`` with x [..., in] -> [..., out].
 
-    q: a numpy QTensor; its parts become buffers that do not train and are not saved.
+    q: a numpy QTensor; its parts become buffers that do not train and are not saved, its codes packed.
     """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
 
     def __init__(self, q: QTensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.grid = q.grid
         self.out_features, self.in_features = q.shape
-        for part in ("codes", "scale", "zero"):
-            array = getattr(q, part)
-            self.register_buffer(part, None if array is None else torch.from_numpy(array.copy()), persistent=False)
+        self.register_buffer("codes", pack(torch.from_numpy(q.codes.copy()), q.grid), persistent=False)
+        self.register_buffer("scale", torch.from_numpy(q.scale.copy()), persistent=False)
+        zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
+        self.register_buffer("zero", zero, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.adapter: Any = None
-        self._decoded: Tensor | None = None
+        self.edits = 0
+        self._folded: tuple[Any, Packed] | None = None
+        self._decoded: tuple[Packed, Tensor] | None = None
+
+    @property
+    def base(self) -> Packed:
+        """The base tensor, packed."""
+        return Packed(self.grid, self.codes, self.scale, self.zero)
 
     @property
     def q(self) -> QTensor:
         """The base tensor, as torch tensors."""
-        return QTensor(self.grid, self.codes, self.scale, self.zero)
+        return self.base.whole()
+
+    @property
+    def now(self) -> Packed:
+        """The base with the adapter folded in, packed; folded anew when the adapter has changed."""
+        if self.adapter is None:
+            return self.base
+        state = (self.edits, *((t.data_ptr(), t._version) for t in self.adapter.state_dict(keep_vars=True).values()))
+        if self._folded is None or self._folded[0] != state:
+            with torch.no_grad():
+                self._folded = (state, self.adapter.fold_packed(self.base))
+        return self._folded[1]
 
     def attach(self, adapter: Adapter) -> None:
         """Train through ``adapter`` from now on; GridError if it writes a slot that the grid lacks."""
@@ -81,21 +110,38 @@ class QLinear(nn.Module):
                 "choose another method, or quantize the base to a grid with that slot (q4_1 has zero)",
             )
         self.adapter = adapter
+        self.changed()
+
+    def changed(self) -> None:
+        """Say that the adapter's state was replaced or edited."""
+        self.edits += 1
+        self._decoded = None
 
     def folded(self) -> QTensor:
         """The tensor with the adapter folded in: what merge will store."""
-        return self.q if self.adapter is None else fold(self.q, self.adapter.delta(self.q))
+        return self.now.whole()
 
+    @property
     def weight(self) -> Tensor:
-        """float32 [out, in]: the weights of the forward pass."""
+        """float32 [out, in]: the weights of the forward pass, decoded for whoever asks."""
         return decode(self.folded())  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return nn.functional.linear(x, self.weight(), self.bias)
-        if self._decoded is None:  # generation asks for the same weights at every token
-            self._decoded = self.weight()
-        return nn.functional.linear(x, self._decoded, self.bias)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if not torch.is_grad_enabled() and x.numel() < FEW * self.in_features:
+            return nn.functional.linear(x, self._kept(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        learns = self.adapter is not None and self.adapter.active() and torch.is_grad_enabled()
+        pulse = torch.zeros((), requires_grad=True) if learns else None
+        y: Tensor = GridLinear.apply(x, pulse, self, *(self.adapter.parameters() if learns else ()))  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _kept(self, dtype: torch.dtype) -> Tensor:
+        """The decoded weights, kept while generation asks for them at every token."""
+        now = self.now
+        if self._decoded is None or self._decoded[0] is not now or self._decoded[1].dtype != dtype:
+            self._decoded = now, decode(now.whole()).to(dtype)
+        return self._decoded[1]
 
     def train(self, mode: bool = True) -> "QLinear":
         self._decoded = None
@@ -109,7 +155,7 @@ def qlinears(model: nn.Module) -> dict[str, QLinear]:
 
 
 def to_numpy(q: QTensor) -> QTensor:
-    """A torch QTensor, perhaps float inside a training step, as a numpy QTensor at rest (codes int8)."""
+    """A torch QTensor as a numpy QTensor at rest (codes int8)."""
     codes = q.codes.detach().cpu().numpy()
     return QTensor(
         q.grid,

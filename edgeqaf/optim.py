@@ -4,7 +4,8 @@ LoTA-QAF (arXiv 2505.18724, section 3.3):  p <- clip(p - sign(g) * 1[|g| > max(t
 
 sigma is the percentile of |g|, per tensor, that lets a share ``keep`` of the entries move. The share
 falls over the run: linearly from 5 % to 0.1 % over the first 80 % of steps, then 0.01 % (section
-4.1), or along a cosine from 5 % to 0.01 %. With momentum the sign is that of a running mean of the
+4.1), or along a cosine from 5 % to 0.01 %. The released code goes on falling linearly, from 0.1 % to
+0.01 %, over the last 20 %. With momentum the sign is that of a running mean of the
 gradient, and an entry that moved starts its mean afresh: what it spent is not spent twice.
 """
 
@@ -72,7 +73,11 @@ def keep(step: int, steps: int, schedule: str) -> float:
     if schedule == "cosine":
         return FLOOR + (START - FLOOR) * 0.5 * (1 + math.cos(math.pi * step / steps))
     done = step / (RAMP * steps)
-    return START + (RAMP_END - START) * done if done < 1 else FLOOR
+    if done < 1:
+        return START + (RAMP_END - START) * done
+    if schedule == "released":
+        return RAMP_END + (FLOOR - RAMP_END) * (step / steps - RAMP) / (1 - RAMP)
+    return FLOOR
 
 
 def threshold(size: Tensor, share: float) -> float:

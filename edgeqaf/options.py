@@ -1,5 +1,6 @@
 """Options that several commands share, so that they read and behave alike everywhere."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,37 +20,63 @@ def _configure(context: typer.Context, path: Path | None) -> Path | None:
 
     try:
         text = path.read_text("utf-8")
-        values, root = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
+        values, root = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}", "give a readable YAML file") from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise UsageError(
             f"{path} holds a YAML {type(values).__name__}, not keys and values", "write `key: value` lines"
         )
-    options = [p for p in context.command.params if p.param_type_name == "option" and p.name != "config"]
-    known = {name.removeprefix("--"): p.name for p in options for name in p.opts if name.startswith("--")}
+    known = keys(context.command)
     for key in values:
         if _spelled(key) not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             raise UsageError(
                 f"{path}: unknown key {key!r}", f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             )
-    keys = [_spelled(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
-    twice = sorted({key for key in keys if keys.count(key) > 1})
+    written = [_spelled(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+    twice = sorted({key for key in written if written.count(key) > 1})
     if twice:
         raise UsageError(f"{path}: key {twice[0]!r} is there twice", "keep one of them")
-    defaults = {known[_spelled(key)]: _flat(value) for key, value in values.items()}
+    options = {known[_spelled(key)]: value for key, value in values.items()}
+    defaults = {option.name: _value(option, value) for option, value in options.items() if value is not None}
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+def keys(command: Any) -> dict[str, Any]:
+    """The options of a command that its YAML file may set, by key: the flag without its dashes."""
+    options = [p for p in command.params if p.param_type_name == "option" and p.name not in ("config", "help")]
+    return {name.removeprefix("--"): p for p in options for name in p.opts if name.startswith("--")}
+
+
+def listed(value: str | None) -> list[str]:
+    """The items of a comma-separated option."""
+    return [item.strip() for item in value.split(",") if item.strip()] if value else []
 
 
 def _spelled(key: object) -> str:
     return str(key).replace("_", "-")
 
 
-def _flat(value: Any) -> Any:
-    """A YAML mapping becomes ``key=value`` items, as the repeated ``--set`` takes them."""
-    return [f"{k}={v}" for k, v in value.items()] if isinstance(value, dict) else value
+def _value(option: Any, value: Any) -> Any:
+    """A YAML mapping as ``key=value`` items, which the repeated ``--set`` takes; a list, where one value is wanted,
+    with commas between."""
+    if option.multiple:
+        return list(_items(value)) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if isinstance(value, list) and not option.multiple:
+        return ",".join(map(str, value))
+    return value
+
+
+def _items(values: dict[Any, Any], prefix: str = "") -> Iterator[str]:
+    """``key=value`` of every entry, ``outer.key=value`` of one within another; null stands for the default."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _items(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}={value}"
 
 
 def claim(output: Path, kind: str, force: bool) -> None:

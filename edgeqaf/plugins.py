@@ -18,6 +18,7 @@ KINDS = {
     "grids": ("edgeqaf.grids", "grid"),
     "quantizers": ("edgeqaf.quantizers", "quantize"),
     "adapters": ("edgeqaf.adapters", "adapter"),
+    "sources": ("edgeqaf.data.sources", "source"),
     "commands": ("edgeqaf.commands", "command"),
     "exporters": ("exporters", "exporter"),
     "runtimes": ("runtime_tests.runtimes", "runtime"),

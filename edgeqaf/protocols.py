@@ -75,6 +75,21 @@ class Artifact:
                 yield name, stored, stored.tensor
 
 
+@dataclass(frozen=True)
+class StoredAs:
+    """What a format stores a grid in.
+
+    type: the format's own name for it, e.g. "Q4_0".
+    bits: that a weight takes there, scale and zero included; more than the grid's own where it is carried.
+    """
+
+    type: str
+    bits: float
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.bits:g} bits a weight"
+
+
 class Exporter(Protocol):
     """One artifact format. The module exposes an instance named ``exporter``."""
 
@@ -83,6 +98,9 @@ class Exporter(Protocol):
 
     def refuses(self, grid: Grid) -> str | None:
         """Why this format cannot carry ``grid`` exactly, or None if it can."""
+
+    def stored_as(self, grid: Grid) -> StoredAs:
+        """What the format stores a grid in that it does not refuse."""
 
     def plan(self, model: QModel) -> int:
         """Bytes that `export` will write, within a per cent; raises Refused for what it cannot carry."""
@@ -99,7 +117,9 @@ class Form(Enum):
 
     DECODED = "weights decoded to float32 first, then multiplied"
     FUSED = "scale * integer dot + zero * integer sum, rounded once"
-    TWO_TERM = "dot with (code - 8) * scale and dot with (zero + 8 * scale), each rounded, then added"
+    TWO_TERM = (
+        "dot with (code - z) * scale and dot with (zero + z * scale), z the middle code, each rounded, then added"
+    )
 
 
 @dataclass(frozen=True)

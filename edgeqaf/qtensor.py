@@ -58,14 +58,16 @@ class Delta:
     codes: integers (int16 at rest, within +-32640, so that sums cannot wrap; float32 under autograd),
            [out, in].
     zero:  in units of the grid's zero, [out, in / block]; rounded by `fold` to what is storable.
+    scale: in units of the weights, [out, in / block]; the sum is rounded by `fold` to float16.
     """
 
     codes: Array | None = None
     zero: Array | None = None
+    scale: Array | None = None
 
     @property
     def slots(self) -> frozenset[Slot]:
-        written = {Slot.CODES: self.codes, Slot.ZERO: self.zero}
+        written = {Slot.CODES: self.codes, Slot.SCALE: self.scale, Slot.ZERO: self.zero}
         return frozenset(slot for slot, part in written.items() if part is not None)
 
 
@@ -84,7 +86,7 @@ def decode(q: QTensor) -> Array:
 
 
 def fold(q: QTensor, delta: Delta) -> QTensor:
-    """Apply ``delta`` on q's own grid: codes clipped to [lo, hi], zeros rounded to what is stored.
+    """Apply ``delta`` on q's own grid: codes clipped to [lo, hi], scales and zeros rounded to what is stored.
 
     Raises GridError when the delta writes a slot that the grid lacks.
     """
@@ -96,6 +98,8 @@ def fold(q: QTensor, delta: Delta) -> QTensor:
         )
     if delta.codes is not None:
         q = q.replace(codes=(q.codes + delta.codes).clip(q.grid.lo, q.grid.hi))
+    if delta.scale is not None:
+        q = q.replace(scale=to_half(q.scale + delta.scale))
     if delta.zero is not None:
         zero = q.zero + delta.zero
         if q.grid.zero is Zero.OFFSET:

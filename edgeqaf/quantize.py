@@ -11,6 +11,7 @@ from edgeqaf.console import Advance, progress
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
+from edgeqaf.packing import WIDTHS
 from edgeqaf.source import FloatModel
 
 
@@ -43,7 +44,7 @@ def plan(folder: Path, grid_name: str) -> Plan:
             "choose a grid whose block divides the rows",
         )
     stored = {name: grid.name if name in linear and name not in misfits else "float32" for name in source}
-    bits = {grid.name: grid.bits_per_weight, "float32": 32}
+    bits = {grid.name: grid.bits_per_weight + WIDTHS[grid.bits] - grid.bits, "float32": 32}
     size = sum(math.prod(shape) * bits[stored[name]] / 8 for name, shape in shapes.items())
     return Plan(shapes, stored, misfits, int(size))
 

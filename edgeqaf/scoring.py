@@ -1,40 +1,98 @@
-"""Which model answers, in which runtime: the subjects that `edgeqaf eval` can score."""
+"""Which model answers, in which runtime: the subjects that `edgeqaf eval` can score, and their score."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from edgeqaf import checkpoint, evaluate, plugins
+from edgeqaf import asking, checkpoint, evaluate, metrics, plugins
 from edgeqaf.child import stream
-from edgeqaf.data import Task
+from edgeqaf.console import Advance, progress
+from edgeqaf.data import IGNORED, Example, Task
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.dist import open_dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.method import Baseline
 from edgeqaf.modeling import build
-from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions
+from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions
 from edgeqaf.run import load_run
 from edgeqaf.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored: a label, the runtime's name, the folder its tokenizer is in, its answers."""
+    """What is scored: a label, the runtime's name, the folder its tokenizer is in, and two questions it answers.
+
+    answers: (prompts, limit) -> the text generated greedily for each prompt, at most ``limit`` tokens, in order.
+    losses:  (examples) -> the losses of each example's target tokens, in order.
+    """
 
     label: str
     runtime: str
     root: str | None
     folder: Path
-    answers: Any
+    answers: Callable[[Sequence[str], int], Iterator[str]]
+    losses: Callable[[Sequence[Example]], Iterator[metrics.Losses]]
 
-    def answer(self, tasks: Sequence[Task], limit: int) -> Iterator[str]:
-        """The generated text for each task, in order."""
-        answers: Iterator[str] = self.answers(tasks, limit)
-        return answers
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder)
+
+
+Track = Callable[[str, int], AbstractContextManager[Advance]]
+
+
+def score(subject: Subject, wanted: Sequence[str], *, examples: Sequence[Example] = (), tasks: Sequence[Task] = (),
+          tokens_per_byte: float | None = None, track: Track = progress) -> dict[str, Any]:  # fmt: skip
+    """The metrics ``wanted`` (of `metrics.METRICS`), by name; one definition for every runtime.
+
+    examples: token sequences with training's labels: target_tokens, loss, perplexity (and bits_per_byte, if
+              ``tokens_per_byte`` of a text is given), all from one forward of each.
+    tasks:    matched and exact_match, rouge_l, and answers: the text generated for each, stripped.
+    Raises Refused where there is nothing to score, or an example has no target.
+    """
+    if unknown := [name for name in wanted if name not in metrics.METRICS]:
+        raise UsageError(f"unknown metric {unknown[0]!r}", f"known: {', '.join(metrics.METRICS)}")
+    result: dict[str, Any] = {}
+    if set(wanted) & set(metrics.OF_TOKENS):
+        _require_targets(examples)
+        with track(f"losses in {subject.runtime}", len(examples)) as advance:
+            result |= metrics.of_losses(_followed(subject.losses(examples), advance), tokens_per_byte)
+    if set(wanted) & set(metrics.OF_ANSWERS):
+        if not tasks:
+            raise Refused("no row has an answer to compare with", "score plain text with perplexity")
+        if "rouge" in wanted:
+            metrics.rouge_scorer()  # before any work
+        limit = max(len(subject.tokenizer.encode(task.answer, prompt=False)) for task in tasks) + 8
+        with track(f"answers in {subject.runtime}", len(tasks)) as advance:
+            answers = [a.strip() for a in _followed(subject.answers([t.prompt for t in tasks], limit), advance)]
+        result |= metrics.of_answers([task.answer for task in tasks], answers, wanted) | {"answers": answers}
+    return result
+
+
+def _require_targets(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise Refused("there is no token to take the loss of", "give at least one row")
+    for number, example in enumerate(examples, 1):
+        if set(example.labels[1:]) <= {IGNORED}:
+            raise Refused(
+                f"example {number} has no target token", "its labels must keep one that has a token before it"
+            )
+
+
+def _followed(items: Iterable[T], advance: Advance) -> list[T]:
+    found = []
+    for item in items:
+        found.append(item)
+        advance(len(found))
+    return found
 
 
 def subject(folder: Path, *, base: Path | None, requantize: bool, runtime: str | None, configuration: str | None,
@@ -56,6 +114,7 @@ def subject(folder: Path, *, base: Path | None, requantize: bool, runtime: str |
         raise UsageError(
             f"{folder} is a {kind} folder; --configuration is for exported ones", "drop it, or pass a dist folder"
         )
+    torch.set_num_threads(options.threads)
     if kind == "run":
         return _run(folder, base, requantize)
     model = checkpoint.load(folder)
@@ -82,12 +141,15 @@ def _run(folder: Path, base: Path | None, requantize: bool) -> Subject:
 def _torch(label: str, root: str | None, folder: Path, model: nn.Module) -> Subject:
     tokenizer = Tokenizer(folder)
 
-    def answers(tasks: Sequence[Task], limit: int) -> Iterator[str]:
-        prompts = [tokenizer.encode(task.prompt, prompt=True) for task in tasks]
-        for ids in evaluate.generate(model.eval(), tokenizer, prompts, limit):
-            yield tokenizer.decode(ids)
+    def answers(prompts: Sequence[str], limit: int) -> Iterator[str]:
+        ids = [tokenizer.encode(prompt, prompt=True) for prompt in prompts]
+        for made in evaluate.generate(model.eval(), tokenizer, ids, limit):
+            yield tokenizer.decode(made)
 
-    return Subject(label, f"torch {torch.__version__}", root, folder, answers)
+    def losses(examples: Sequence[Example]) -> Iterator[metrics.Losses]:
+        return evaluate.losses(model.eval(), tokenizer.pad, examples)
+
+    return Subject(label, f"torch {torch.__version__}", root, folder, answers, losses)
 
 
 def _artifact(folder: Path, runtime_name: str, configuration: str | None, options: RuntimeOptions) -> Subject:
@@ -108,17 +170,17 @@ def _artifact(folder: Path, runtime_name: str, configuration: str | None, option
         raise UsageError(f"{name} has no configuration {configuration!r}", f"known: {', '.join(known)}")
     chosen = known[configuration] if configuration else runtime.configurations[-1]
 
-    def answers(tasks: Sequence[Task], limit: int) -> Iterator[str]:
-        prompts = [task.prompt for task in tasks]
-        arguments = (name, artifacts[0], chosen, options, prompts, limit)
-        yield from _generate(*arguments) if runtime.reads is None else stream(name, _generate, *arguments)
+    def ask(question: Callable[..., Iterator[Any]], *about: Any) -> Iterator[Any]:
+        arguments = (name, artifacts[0], chosen, options, *about)
+        yield from question(*arguments) if runtime.reads is None else stream(name, question, *arguments)
 
     return Subject(
         f"{artifacts[0].format} artifact",
         f"{name} {chosen.name}",
         dist.receipt["root"],
         artifacts[0].reference,
-        answers,
+        lambda prompts, limit: ask(asking.generate, prompts, limit),
+        lambda examples: ask(asking.losses, examples),
     )
 
 
@@ -130,12 +192,3 @@ def _require_root(artifact: Artifact, root: str) -> None:
             f"{artifact.path} reads back as root {found[:12]}, the receipt says {root[:12]}",
             "see which tensor: edgeqaf verify; then export again",
         )
-
-
-def _generate(name: str, artifact: Artifact, configuration: Configuration, options: RuntimeOptions,
-              prompts: Sequence[str], limit: int) -> Iterator[str]:  # fmt: skip
-    """The text that one runtime generates from an artifact for each prompt, in order."""
-    runtime: Runtime = plugins.find("runtimes", name)
-    with runtime.open(artifact, configuration, options) as session:
-        for ids in session.generate([session.encode(prompt) for prompt in prompts], limit):
-            yield session.decode(ids)

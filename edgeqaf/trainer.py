@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from edgeqaf.console import Advance
-from edgeqaf.data import IGNORED, Example
-from edgeqaf.method import trainable
+from edgeqaf.method import adapter_state
+from edgeqaf.nn import qlinears
 from edgeqaf.staging import staged
 
 ADAPTER = "adapter_model.safetensors"
@@ -66,12 +66,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def parameters(model: torch.nn.Module) -> dict[str, Tensor]:
-    """What an adapter file holds: every trained parameter, contiguous."""
-    return {name: p.detach().contiguous() for name, p in trainable(model).items()}
+    """What an adapter file holds, contiguous and on the CPU."""
+    return {name: tensor.contiguous().cpu() for name, tensor in adapter_state(model).items()}
 
 
 def load_parameters(model: torch.nn.Module, file: Path) -> None:
-    """Fill the trained parameters of ``model`` from an adapter file with exactly those names."""
+    """Fill what ``model`` trains from an adapter file with exactly those names."""
     from safetensors import SafetensorError
 
     from edgeqaf.errors import Refused
@@ -80,10 +80,11 @@ def load_parameters(model: torch.nn.Module, file: Path) -> None:
         stored = load_file(file)
     except (OSError, SafetensorError) as error:
         raise Refused(f"{file}: {error}", "the adapter is missing, truncated or corrupt; train it again") from None
-    wanted = trainable(model)
+    wanted = adapter_state(model)
     wrong = sorted(
         name for name in stored.keys() | wanted.keys()
         if name not in stored or name not in wanted or stored[name].shape != wanted[name].shape
+        or stored[name].dtype != wanted[name].dtype
     )  # fmt: skip
     if wrong:
         raise Refused(
@@ -93,6 +94,8 @@ def load_parameters(model: torch.nn.Module, file: Path) -> None:
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(stored[name])
+    for layer in qlinears(model).values():
+        layer.changed()
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -150,22 +153,3 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = True
-
-
-class Collator:
-    """Pads a batch to its longest example: input_ids, attention_mask, labels, each int64 [batch, n]."""
-
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
-
-    def __call__(self, batch: Sequence[Example]) -> dict[str, Tensor]:
-        longest = max(len(e.ids) for e in batch)
-
-        def stack(rows: list[list[int]], fill: int) -> Tensor:
-            return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
-
-        return {
-            "input_ids": stack([e.ids for e in batch], self.pad),
-            "attention_mask": stack([[1] * len(e.ids) for e in batch], 0),
-            "labels": stack([e.labels for e in batch], IGNORED),
-        }

@@ -112,8 +112,9 @@ def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, form: Form) -> list
     ones = np.ones_like(codes)
     if form is Form.FUSED:
         return [(Part(codes, scale), Part(ones, q.zero.astype(np.float64), per_block=True))]  # type: ignore[union-attr]
-    centred = q.zero + np.float32(8) * q.scale  # rounded to float32, as the file stores it
-    return [(Part(codes - 8, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
+    middle = (q.grid.lo + q.grid.hi + 1) // 2
+    centred = q.zero + np.float32(middle) * q.scale  # rounded to float32, as the file stores it
+    return [(Part(codes - middle, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
 
 
 def _one_hot_answers(q: QTensor, terms: list[Term], height: int) -> Floats:
@@ -162,7 +163,7 @@ def _block_probes(q: QTensor, terms: list[Term], rng: np.random.Generator) -> Fl
     count = inputs // block
     sizes = [float(np.abs(part.integers).max()) for term in terms for part in term if part.summable]
     largest = max(sizes, default=0.0)
-    peak = max(int(2**13 / largest - HEIGHT) // (block - 1), 0) if largest else 0
+    peak = min(max(int(2**13 / largest - HEIGHT) // (block - 1), 0), HEIGHT) if largest else 0
     x = np.zeros((max(count, 2), inputs), np.float32)
     for b in range(count):
         values = rng.integers(-peak, peak + 1, block)

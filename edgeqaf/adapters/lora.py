@@ -4,6 +4,7 @@ Its delta is a float matrix that no grid holds, so ``lossless`` is False: `merge
 ``edgeqaf eval --requantize`` measures what is left of it once merged and quantized again.
 """
 
+import warnings
 from typing import Any
 
 import peft
@@ -11,8 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgeqaf.method import Baseline, Options, warm_hold_decay
-from edgeqaf.nn import qlinears
+from edgeqaf.method import Baseline, Course, Options, adamw, trainable
+from edgeqaf.nn import QLinear, qlinears
 
 
 class LoraOptions(Options):
@@ -29,25 +30,18 @@ class LoraMethod(Baseline):
     options = LoraOptions
 
     def attach(self, model: nn.Module, options: Any, seed: int) -> nn.Module:
-        """Replace each quantized layer by its decoded weights in an ``nn.Linear`` that peft wraps."""
-        targets = []
-        for name, layer in qlinears(model).items():
-            path = name.removesuffix(".weight")
-            parent, _, child = path.rpartition(".")
-            linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-            linear.weight = nn.Parameter(layer.weight().detach(), requires_grad=False)
-            linear.bias = layer.bias  # type: ignore[assignment]
-            setattr(model.get_submodule(parent), child, linear)
-            targets.append(path)
+        """Let peft wrap each quantized layer, which stays packed as it is for every other method."""
+        targets = [name.removesuffix(".weight") for name in qlinears(model)]
         config = peft.LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=0.0, target_modules=targets)
-        with torch.random.fork_rng(devices=[]):
+        config._register_custom_module({QLinear: peft.tuners.lora.Linear})
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that our layer is none of peft's own
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(config, model)
         return model
 
-    def optimizer(self, parameters: list[Tensor], options: Any, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-        adam = torch.optim.AdamW(parameters, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        return adam, warm_hold_decay(adam, steps)
+    def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, Any]:
+        return adamw(trainable(model).values(), options.lr, course)
 
     def merged_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """float32 [out, in] by tensor name: base plus delta, as a 16-bit merge would store it."""

@@ -1,90 +1,113 @@
 """Low-rank rounding: the codes follow a low-rank matrix, rounded onto the grid.
 
-    codes' = clip(codes + floor(B A / sqrt(r) + 1/2)),   A ~ N(0, 1) [r, in],  B = 0 [out, r]
+    codes' = clip(codes + floor(e0 / 128 + (u_o / s) B A / sqrt(r) + 1/2)),   A ~ N(0, 1) [r, in],  B = 0 [out, r]
 
 Like LoRA the trained state is two thin matrices; unlike LoRA the layer never uses anything but the
-rounded result, so the loss that training lowers is the loss of the shipped integers. One code step
-is the unit: a learning rate of 0.1 moves an entry of B a tenth of a step a step, where LoRA's usual
-1e-4 would never cross the rounding threshold of one half.
+rounded result, so the loss that training lowers is the loss of the shipped integers. u_o, the mean
+magnitude of row o's scales, is the unit: a learning rate of 0.1 moves an entry of B a tenth of a step
+a step, where LoRA's usual 1e-4 would never cross the rounding threshold of one half. u_o / s, with s
+the block's own scale and its sign, makes it the weights, not the codes, that change by a matrix of low
+rank. e0 is 0, or what rounding the float weights left over (``residual``), in 1/128 of a step.
 
-The product decides how codes round, so it must not depend on the order of a sum. A is snapped to
-multiples of 2^-16 and B to multiples of 2^-20, both bounded; their products then fit 53 bits with
-room for 64 terms, and a float64 matmul is exact: the same bits on any thread count, rank or device.
+The product decides how codes round, so it must not depend on the order of a sum: it is computed
+exactly (`edgeqaf.exact`), the same bits on any thread count, rank or device.
+
+Straight through the rounding, dL/d(B A) = diag(u) dL/dW / sqrt(r): the block's scale cancels. So
+
+    dB = diag(u) dY^T (X A^T) / sqrt(r),        dA = (dY diag(u) B)^T X / sqrt(r)
+
+and dL/dW is never formed: a step costs what LoRA's costs (docs/design/low-rank-in-weights.md).
 
 Relatives: LR-QAT (arXiv 2406.06385) and NNCF's Q(W + BA); here the base is integers alone.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgeqaf.errors import UsageError
+from edgeqaf.adapter import Adapter
+from edgeqaf.errors import Refused
+from edgeqaf.exact import require_exact, rounded_product
+from edgeqaf.gradient import Flow, straight_through
 from edgeqaf.grid import Slot
-from edgeqaf.method import Method, Options, warm_hold_decay
-from edgeqaf.nn import inward
-from edgeqaf.qtensor import Delta, QTensor
+from edgeqaf.method import Course, Method, Options, adamw, parts
+from edgeqaf.nn import QLinear, qlinears
+from edgeqaf.packed import Packed
+from edgeqaf.qtensor import Delta, QTensor, decode
+from edgeqaf.source import FloatModel
 
-A_STEP, A_BOUND = 2.0**-16, 2.0**5
-B_STEP, B_BOUND = 2.0**-20, 2.0**6
-MAX_RANK = 64  # 21 + 26 bits a product, 6 more for the sum: 53, what float64 holds exactly
-
-
-def exact_product(b: Tensor, a: Tensor) -> Tensor:
-    """float64 [out, in]: B [out, r] @ A [r, in] of the snapped factors, with no rounding anywhere."""
-    return _snap(b, B_STEP, B_BOUND) @ _snap(a, A_STEP, A_BOUND)
+PARTS = 128  # of a code step: the unit of the residual
 
 
-class RoundedProduct(torch.autograd.Function):
-    """codes, B, A -> the change of codes, float32 integers [out, in], within the grid.
-
-    Backward is straight-through: the gradient of the product, dropped where a saturated code would be
-    pushed further outward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, codes: Tensor, b: Tensor, a: Tensor, lo: int, hi: int) -> Tensor:
-        steps = exact_product(b, a).div_(math.sqrt(len(a))).add_(0.5).floor_()
-        wanted = steps.float().add_(codes)
-        outside = (wanted > hi).to(torch.int8) - (wanted < lo).to(torch.int8)
-        ctx.save_for_backward(b, a, outside)
-        return wanted.clamp_(lo, hi).sub_(codes)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
-        b, a, outside = ctx.saved_tensors
-        grad = inward(grads[0], outside) / math.sqrt(len(a))
-        return None, grad @ a.T, b.T @ grad, None, None
-
-
-def _snap(x: Tensor, step: float, bound: float) -> Tensor:
-    return (x.double() / step).round().clamp(-bound / step, bound / step) * step
-
-
-class LowRank(nn.Module):
+class LowRank(Adapter):
     """One layer's factors."""
 
     writes = frozenset({Slot.CODES})
 
-    def __init__(self, q: QTensor, rank: int, generator: torch.Generator) -> None:
+    unit: Tensor
+    start: Tensor | None
+
+    def __init__(self, base: Packed, rank: int, residual: bool, generator: torch.Generator) -> None:
         super().__init__()
-        out, inputs = q.shape
+        out, inputs = base.shape
         self.a = nn.Parameter(torch.randn(rank, inputs, generator=generator))
         self.b = nn.Parameter(torch.zeros(out, rank))
+        self.register_buffer("unit", row_unit(base.scale) / math.sqrt(rank), persistent=False)
+        self.register_buffer("start", torch.zeros(out, inputs, dtype=torch.int8) if residual else None)
 
-    def delta(self, q: QTensor) -> Delta:
-        """codes: float32 integers [out, in]; saturated entries get no gradient further outward."""
-        codes: Tensor = RoundedProduct.apply(q.codes, self.b, self.a, q.grid.lo, q.grid.hi)  # type: ignore[no-untyped-call]
-        return Delta(codes=codes)
+    def delta(self, q: QTensor, rows: slice) -> Delta:
+        """codes: float32 integers [rows, in]; differentiated as the product in units of the block's scale."""
+        unit = self.unit[rows, None].double()
+        steps_a_unit = torch.where(q.scale == 0, 0.0, unit / q.scale.double())
+        with torch.no_grad():
+            start = None if self.start is None else self.start[rows] / PARTS
+            steps = rounded_product(self.b[rows], self.a, steps_a_unit, start)
+        if not torch.is_grad_enabled():
+            return Delta(codes=steps)
+        latent = (self.b[rows] @ self.a).view(*q.scale.shape, q.grid.block) * steps_a_unit.float()[..., None]
+        return Delta(codes=straight_through(latent.view(*q.shape), steps))
+
+    def gradients(self, layer: QLinear, flow: Flow) -> list[Tensor | None]:
+        """[dA, dB] at LoRA's cost; an entry at the end of the grid counts like any other."""
+        a, b = self.a.detach(), self.b.detach() * self.unit[:, None]
+        x, dy = flow.x, flow.dy
+        grad_b = (dy.T @ (x @ a.T.to(x.dtype))).float() * self.unit[:, None]
+        grad_a = ((dy @ b.to(dy.dtype)).T @ x).float()
+        return [grad_a, grad_b]
+
+
+def row_unit(scale: Tensor) -> Tensor:
+    """float32 [out]: the mean magnitude of each row's scales [out, in / block], summed exactly in float64."""
+    return scale.double().abs().mean(1).float()
+
+
+def residual(base: Packed, weights: Tensor) -> Tensor:
+    """int8 [out, in]: how far float ``weights`` lie from the base, in 1/128 of a code step, at most half a step.
+
+    It is float32 arithmetic in one written order, elementwise: the same on every machine.
+    """
+    start = torch.empty(base.shape, dtype=torch.int8, device=base.codes.device)
+    for rows in base.tiles():
+        q = base.rows(rows)
+        scale = q.scale.repeat_interleave(q.grid.block, 1)
+        steps = torch.where(scale == 0, 0, (weights[rows] - decode(q)) / scale)
+        start[rows] = (steps * PARTS).round().clamp(-PARTS // 2, PARTS // 2 - 1).to(torch.int8)
+    return start
 
 
 class LowRankOptions(Options):
-    """rank: r, at most 64. lr: code steps per optimizer step; 0.1 for tasks, 0.03 to recover a base."""
+    """rank: r, at most 64. lr: code steps per optimizer step; 0.1 for tasks, 0.03 to recover a base.
+
+    residual: folder of the float model that the base was quantized from, to start from what rounding left over.
+    """
 
     rank: int = 16
     lr: float = Field(0.1, gt=0, allow_inf_nan=False)
+    residual: str = ""
 
 
 class LowRankMethod(Method):
@@ -92,16 +115,28 @@ class LowRankMethod(Method):
 
     options = LowRankOptions
 
-    def layer(self, q: QTensor, options: Any, generator: torch.Generator) -> LowRank:
-        if not 1 <= options.rank <= MAX_RANK:
-            raise UsageError(
-                f"lowrank: rank {options.rank} is outside 1..{MAX_RANK}", "beyond it the product is not exact"
-            )
-        return LowRank(q, options.rank, generator)
+    def layer(self, base: Packed, options: Any, generator: torch.Generator) -> LowRank:
+        require_exact("lowrank", options.rank)
+        return LowRank(base, options.rank, bool(options.residual), generator)
 
-    def optimizer(self, parameters: list[Tensor], options: Any, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-        adam = torch.optim.AdamW(parameters, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        return adam, warm_hold_decay(adam, steps)
+    def begin(self, model: nn.Module, options: Any) -> None:
+        """Measure the residuals, once, at the start of a run; later they come with the adapter file."""
+        if not options.residual:
+            return
+        floats = FloatModel(Path(options.residual))
+        names = {id(layer): name for name, layer in qlinears(model).items()}
+        for layer, part in parts(model, LowRank):
+            name = names[id(layer)]
+            if name not in floats or floats.shape(name) != (layer.out_features, layer.in_features):
+                raise Refused(
+                    f"{options.residual} has no {name} of shape {[layer.out_features, layer.in_features]}",
+                    "name the float model that the base was quantized from",
+                )
+            part.start = residual(layer.base, torch.from_numpy(floats[name]))
+            layer.changed()
+
+    def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, Any]:
+        return adamw((p for _, part in parts(model, LowRank) for p in part.parameters()), options.lr, course)
 
 
 adapter = LowRankMethod()

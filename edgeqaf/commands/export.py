@@ -24,7 +24,12 @@ def command(
     formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
     sizes = dist.plan(folder, formats)
     if dry_run:
-        table("Plan", ("format", "MB"), [(name, f"{size / 1e6:.1f}") for name, size in sizes.items()])
+        grids = {q.grid.name: q.grid for _, q in folder.quantized()}
+        rows = []
+        for name, size in sizes.items():
+            carriers = [f"{grid} in {plugins.find('exporters', name).stored_as(grids[grid])}" for grid in sorted(grids)]
+            rows.append((name, f"{size / 1e6:.1f}", ", ".join(carriers)))
+        table("Plan", ("format", "MB", "stored as"), rows)
         if json:
             emit({"bytes": sizes})
         return

@@ -5,6 +5,10 @@ larger step often leaves less squared error over the other 31 weights. For each 
 end-of-grid scale times a fan of factors, refine each by least squares for the codes it gives, round
 the parameters to float16, and keep the triple with the smallest error as it will be stored. The
 unsearched scale is among the candidates, so the search never loses.
+
+The fewer codes a grid has, the more of a block it pays to clip, and the more codes a better scale
+moves: below 16 codes the fan is wider, each scale is refined several times, and symmetric grids try
+both signs, as the side with one code more need not be the largest weight's.
 """
 
 from collections.abc import Iterator
@@ -17,7 +21,10 @@ from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.qtensor import QTensor, decode, to_half
 
-FACTORS = tuple(1 + 0.0125 * k for k in range(-16, 9))  # 0.8 to 1.1 of the end-of-grid scale
+TRIES = range(-16, 9)  # steps of the fan below and above the end-of-grid scale
+FAN = 0.2  # a step of the fan, divided by the number of codes: 0.8 to 1.1 with 16 codes or more, 0.2 to 1.4 with four
+MANY = 16  # codes from which one refinement is enough
+REFITS = 3  # refinements with fewer codes
 ROWS = 512  # rows quantized at once, to bound memory
 
 
@@ -38,7 +45,7 @@ def _quantize_rows(weights: Floats, grid: Grid, search: bool) -> QTensor:
     blocks = weights.reshape(len(weights), -1, grid.block)
     best: QTensor | None = None
     least: Floats | None = None
-    for scale, zero in _candidates(blocks, grid, FACTORS if search else ()):
+    for scale, zero in _candidates(blocks, grid, search):
         q = _nearest(blocks, grid, scale, zero)
         error = ((decode(q).reshape(blocks.shape) - blocks) ** 2).sum(-1)
         if best is None or least is None:
@@ -50,18 +57,34 @@ def _quantize_rows(weights: Floats, grid: Grid, search: bool) -> QTensor:
     return best
 
 
-def _candidates(blocks: Floats, grid: Grid, factors: tuple[float, ...]) -> Iterator[tuple[Floats, Floats | None]]:
+def _candidates(blocks: Floats, grid: Grid, search: bool) -> Iterator[tuple[Floats, Floats | None]]:
     """Float16-representable (scale, zero) pairs to try, the end-of-grid pair first."""
     scale, zero = _end_of_grid(blocks, grid)
     yield _storable(scale, blocks), zero if zero is None else _storable_zero(zero, grid, scale)
-    for factor in factors:
-        step = (scale * np.float32(factor)).astype(np.float32)
-        start = zero
-        if grid.zero is Zero.OFFSET and zero is not None:  # shrink towards the middle of the block
-            start = (zero + (scale - step) * np.float32((grid.hi - grid.lo) / 2)).astype(np.float32)
-        codes = _round(blocks, grid, step, start)
-        fitted, offset = _least_squares(blocks, codes, grid, step, start)
-        yield _storable(fitted, blocks), offset if offset is None else _storable_zero(offset, grid, fitted)
+    levels = min(grid.hi - grid.lo + 1, MANY)
+    for k in TRIES if search else ():
+        step = (scale * np.float32(1 + k * FAN / levels)).astype(np.float32)
+        for fitted, offset in _starts(grid, scale, zero, step):
+            for _ in range(1 if levels == MANY else REFITS):
+                codes = _round(blocks, grid, fitted, offset)
+                fitted, offset = _least_squares(blocks, codes, grid, fitted, offset)
+            yield _storable(fitted, blocks), offset if offset is None else _storable_zero(offset, grid, fitted)
+
+
+def _starts(grid: Grid, scale: Floats, zero: Floats | None, step: Floats) -> Iterator[tuple[Floats, Floats | None]]:
+    """(scale, zero) pairs of size ``step``: where there is a zero, the middle of the block stays where it is."""
+    half = np.float32((grid.hi - grid.lo) / 2)
+    if zero is None:
+        yield step, None
+        if grid.hi - grid.lo + 1 < MANY:
+            yield -step, None
+    elif grid.zero is Zero.OFFSET:
+        yield step, (zero + (scale - step) * half).astype(np.float32)
+    else:
+        middle = grid.lo + half
+        exact = middle - np.nan_to_num((middle - zero) * scale / step)
+        for rounded in (np.floor(exact), np.ceil(exact)):
+            yield step, np.clip(rounded, grid.lo, grid.hi).astype(np.float32)
 
 
 def _end_of_grid(blocks: Floats, grid: Grid) -> tuple[Floats, Floats | None]:

@@ -1,12 +1,13 @@
 """GGUF for llama.cpp: the stored integers, block by block, in one file.
 
 Quantized tensors go straight from codes to blocks and back; every other tensor is written as
-float32, which holds any checkpoint's floats exactly. The bytes depend on the model alone: no name,
-date or path is among them.
+float32, which holds any checkpoint's floats exactly. Grids that ggml has no type for travel in one
+that has their weights among its own (`blocks`), and the metadata names them. The bytes depend on the
+model alone: no name, date or path is among them.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,13 +19,13 @@ from numpy.typing import NDArray
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Floats, Tensor
 from edgeqaf.errors import Refused
-from edgeqaf.grid import Grid
-from edgeqaf.protocols import Stored
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.protocols import Stored, StoredAs
 from edgeqaf.qtensor import QTensor
 from edgeqaf.source import HEAD
-from exporters.gguf.artifact import StoredTensors, permuted, refuse_as_base
-from exporters.gguf.blocks import F32, F32_FILE, LAYOUTS, pack
-from exporters.gguf.container import TensorInfo, describe_tensors, padded, seal
+from exporters.gguf.artifact import CARRIED, StoredTensors, permuted, refuse_as_base
+from exporters.gguf.blocks import CARRIERS, F32, F32_FILE, pack
+from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, seal
 from exporters.gguf.metadata import check_architecture, dimensions, model_metadata, rope_factors
 from exporters.gguf.names import ROPE_FACTORS, Place, places
 from exporters.gguf.tokenizer import tokenizer_metadata
@@ -52,7 +53,19 @@ class GGUF:
     filename: ClassVar[str] = "model.gguf"
 
     def refuses(self, grid: Grid) -> str | None:
-        return None if grid.name in LAYOUTS else f"ggml has no block type that holds {grid.name} exactly"
+        if grid.name in CARRIERS:
+            return None
+        if grid.zero is Zero.CODE:
+            return (
+                f"ggml has no block type that holds {grid.name} exactly: none has an integer zero, and in Q4_1 "
+                "the minimum -zero * scale would be rounded to float16"
+            )
+        return f"ggml has no block type that holds {grid.name} exactly"
+
+    def stored_as(self, grid: Grid) -> StoredAs:
+        """The block type that carries a grid which is not refused."""
+        layout = CARRIERS[grid.name].layout
+        return StoredAs(layout.name, layout.block.itemsize * 8 / layout.weights)
 
     def plan(self, model: QModel) -> int:
         """The exact size of the file in bytes."""
@@ -96,16 +109,27 @@ def _plan(model: QModel) -> Plan:
         )
     factors = rope_factors(model.config)
     entries = [] if factors is None else [(ROPE_FACTORS, factors.shape, F32, factors.nbytes)]
-    weights: Counter[str] = Counter()
+    weights: Counter[int] = Counter()
     for place in wanted:
         grid = grids[place.logical]
         entries.append((place.stored, place.shape, *_type_and_size(place, grid, shapes[place.logical])))
-        weights[grid] += prod(place.shape) if grid in LAYOUTS else 0
-    most = weights.most_common(1)[0][0]
-    metadata = model_metadata(model.config, F32_FILE if most == FLOAT32 else LAYOUTS[most].file_type)
+        if grid in CARRIERS:
+            weights[CARRIERS[grid].layout.file_type] += prod(place.shape)
+    file_type = weights.most_common(1)[0][0] if weights else F32_FILE
+    metadata = model_metadata(model.config, file_type)
     metadata |= tokenizer_metadata(model.folder, model.config, sizes.vocab)
+    metadata |= _carried((place.stored, grids[place.logical]) for place in wanted)
     infos = describe_tensors(entries)
     return Plan(seal(metadata, infos), infos, wanted, factors)
+
+
+def _carried(stored: Iterable[tuple[str, str]]) -> dict[str, Value]:
+    """For each grid that travels in another grid's block type, the names of its tensors."""
+    names: dict[str, list[bytes]] = {}
+    for name, grid in stored:
+        if grid in CARRIERS and CARRIERS[grid].layout.grid != grid:
+            names.setdefault(grid, []).append(name.encode())
+    return {CARRIED + grid: Value(Type.ARRAY, tensors, Type.STRING) for grid, tensors in sorted(names.items())}
 
 
 def _outline(model: QModel) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
@@ -128,14 +152,14 @@ def _type_and_size(place: Place, grid: str, shape: tuple[int, ...]) -> tuple[int
         )
     if grid == FLOAT32:
         return F32, 4 * prod(shape)
-    if grid not in LAYOUTS:
+    if grid not in CARRIERS:
         raise Refused(
             f"{place.logical} is on grid {grid}, for which ggml has no block type",
-            f"quantize with one of {', '.join(LAYOUTS)}, or leave GGUF out",
+            f"quantize with one of {', '.join(CARRIERS)}, or leave GGUF out",
         )
     if len(shape) != 2:
         raise Refused(f"{place.logical} is on grid {grid} but has shape {list(shape)}", "keep vectors in float")
-    layout = LAYOUTS[grid]
+    layout = CARRIERS[grid].layout
     return layout.ggml_type, prod(shape) // layout.weights * layout.block.itemsize
 
 

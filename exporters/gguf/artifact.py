@@ -14,13 +14,13 @@ from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from edgeqaf.protocols import Stored
 from edgeqaf.qtensor import QTensor, check
-from exporters.gguf.blocks import F32, LAYOUTS, unpack
+from exporters.gguf.blocks import CARRIERS, F32, LAYOUTS, unpack
 from exporters.gguf.container import TensorInfo, padded
 from exporters.gguf.metadata import dimensions_in
 from exporters.gguf.names import OUTPUT, ROPE_FACTORS, Place, places
 from exporters.gguf.reader import Contents, check_seal, parse
 
-GRIDS = {layout.ggml_type: name for name, layout in LAYOUTS.items()}
+CARRIED = "edgeqaf.carried."  # metadata key: this and a grid's name; value: the tensors stored in another's type
 SIZES = {F32: (1, 4)} | {x.ggml_type: (x.weights, x.block.itemsize) for x in LAYOUTS.values()}
 AGAIN = "the file was damaged or not made by this exporter; export it again"
 
@@ -32,6 +32,7 @@ class StoredTensors(Mapping[str, Stored]):
         self._contents = parse(path, SIZES)
         check_seal(self._contents)
         self._places = {place.logical: place for place in _places(self._contents)}
+        self._grids = _grids(self._contents)
         for name in self._places:
             self[name]
 
@@ -48,7 +49,7 @@ class StoredTensors(Mapping[str, Stored]):
         raw = self._contents.read(self._contents.start + info.offset, padded(info.size))
         if any(raw[info.size :]):
             raise Refused(f"{where} is followed by padding that is not zero", AGAIN)
-        stored = Stored(_tensor(raw[: info.size], info, where), place.stored, place.rows)
+        stored = Stored(_tensor(raw[: info.size], info, self._grids.get(info.name), where), place.stored, place.rows)
         return Stored(permuted(stored.tensor, stored.in_logical_order), stored.name, stored.rows)
 
 
@@ -81,11 +82,28 @@ def _places(contents: Contents) -> list[Place]:
     return found
 
 
-def _tensor(raw: bytes, info: TensorInfo, name: str) -> Tensor:
-    if info.type != F32:
+def _grids(contents: Contents) -> dict[str, str]:
+    """Stored name -> grid of each quantized tensor: its block type's own, unless the metadata names another."""
+    grids = {name: LAYOUTS[info.type].grid for name, info in contents.tensors.items() if info.type != F32}
+    for key, value in contents.metadata.items():
+        if not key.startswith(CARRIED):
+            continue
+        grid = key.removeprefix(CARRIED)
+        if grid not in CARRIERS or not isinstance(value.data, list):
+            raise Refused(f"{contents.path}: {key} is not the names of tensors on a grid that is carried", AGAIN)
+        own = CARRIERS[grid].layout.grid
+        for name in (raw.decode("ascii", "replace") for raw in value.data):
+            if own == grid or grids.get(name) != own:
+                raise Refused(f"{contents.path}: {key} names {name[:64]}, which is not one tensor on {own}", AGAIN)
+            grids[name] = grid
+    return grids
+
+
+def _tensor(raw: bytes, info: TensorInfo, grid: str | None, name: str) -> Tensor:
+    if grid is not None:
         if len(info.shape) != 2:
             raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)
-        return check(unpack(raw, plugins.find("grids", GRIDS[info.type]), (info.shape[0], info.shape[1])), name)
+        return check(unpack(raw, plugins.find("grids", grid), (info.shape[0], info.shape[1])), name)
     values = np.frombuffer(raw, "<f4").reshape(info.shape)
     if not np.isfinite(values).all():
         index = [int(i[0]) for i in np.nonzero(~np.isfinite(values))]

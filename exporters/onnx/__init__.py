@@ -1,7 +1,7 @@
 """ONNX: a folder that ONNX Runtime, onnxruntime-genai and optimum load, carrying the very integers.
 
-    model.onnx             the decoder with a key-value cache, opset 21; no weights inside
-    model.onnx.data        the weights: codes as UINT4 or INT8, scales as float32, see `parts`
+    model.onnx             the decoder with a key-value cache, opset 21 (25 for UINT2); no weights inside
+    model.onnx.data        the weights: codes as UINT2, UINT4 or INT8, scales as float32, see `parts`
     genai_config.json      for onnxruntime-genai
     config.json, ...       config and tokenizer files, copied
 
@@ -20,7 +20,7 @@ from edgeqaf.companions import COMPANIONS, copy_companions
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
-from edgeqaf.protocols import Stored
+from edgeqaf.protocols import Stored, StoredAs
 from edgeqaf.qtensor import QTensor
 from exporters.onnx import parts as layout
 from exporters.onnx.genai import genai_config
@@ -39,6 +39,10 @@ class OnnxExporter:
     def refuses(self, grid: Grid) -> str | None:
         """Why ONNX cannot carry ``grid`` exactly, or None if it can."""
         return layout.refuses(grid)
+
+    def stored_as(self, grid: Grid) -> StoredAs:
+        """The ONNX type of a grid's codes, and the bits of a weight."""
+        return layout.stored_as(grid)
 
     def plan(self, model: QModel) -> int:
         """Bytes that `export` will write; raises Refused for an architecture or grid it cannot carry."""

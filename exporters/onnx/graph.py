@@ -22,10 +22,11 @@ from typing import Any
 from edgeqaf import __version__
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
-from exporters.onnx.parts import parts, place, zero_point
+from exporters.onnx.parts import TYPES, parts, place, zero_point
 from exporters.onnx.trace import INPUTS, LAYER_INPUT, LAYER_OUTPUT, OPSET, Traced
 
 IR_VERSION = 10
+UINT2_VERSIONS = 13, 25  # the first IR and opset with UINT2; newer forms of what we use differ in types alone
 Kind = tuple[tuple[int, ...], Grid | None]  # a tensor's shape and grid; None for float
 MODEL, DATA = "model.onnx", "model.onnx.data"
 GRIDS = "edgeqaf.grids"  # metadata key: {logical name: grid name} of the quantized tensors, as JSON
@@ -46,15 +47,21 @@ def build(traced: Traced, layers: int, tensors: Mapping[str, Kind]) -> Any:
     constants = [*(_clean(c) for c in traced.graph.initializer), *_constants(grids.values())]
     initializers = [*constants, *_external(tensors)]
     graph = helper.make_graph(nodes, "decoder", inputs, outputs, initializers)
+    ir, opset = versions(grids.values())
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=ir,
         producer_name="edgeqaf",
         producer_version=__version__,
     )
     helper.set_model_props(model, {GRIDS: json.dumps({n: g.name for n, g in grids.items()}, separators=(",", ":"))})
     return model
+
+
+def versions(grids: Iterable[Grid]) -> tuple[int, int]:
+    """IR version and opset of a model on these grids: the oldest that have its types, so that most runtimes load it."""
+    return UINT2_VERSIONS if any(TYPES[grid.bits] == "UINT2" for grid in grids) else (IR_VERSION, OPSET)
 
 
 def at(name: str, layer: int) -> str:

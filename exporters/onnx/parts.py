@@ -3,13 +3,14 @@
 A float tensor is one float32 part under its own name, [out, in]. A quantized one is transposed,
 since ONNX Runtime fuses ``DequantizeLinear(axis=0) -> MatMul`` only for weights stored [in, out]:
 
-    NAME.codes       UINT4 or INT8   [in, out]           the stored integers, unchanged
-    NAME.scale       FLOAT           [in / block, out]   float32 holding the float16 value
-    NAME.zero_point  like codes      [in / block, out]   always explicit
-    NAME.offset      FLOAT           [in / block, out]   grids with a float zero: that zero, unchanged
+    NAME.codes       UINT2, UINT4 or INT8   [in, out]           the stored integers, unchanged
+    NAME.scale       FLOAT                  [in / block, out]   float32 holding the float16 value
+    NAME.zero_point  like codes             [in / block, out]   always explicit
+    NAME.offset      FLOAT                  [in / block, out]   grids with a float zero: that zero, unchanged
 
-Two 4-bit values share a byte, the earlier in the low nibble. Parts lie in the order of their
-names, each at the next multiple of 64 bytes, with zeros between.
+Codes of 3 bits are stored as UINT4; the values mean the same, and reading back refuses one beyond 7.
+Two 4-bit or four 2-bit values share a byte, earlier ones in lower bits. Parts lie in the order of
+their names, each at the next multiple of 64 bytes, with zeros between.
 """
 
 import math
@@ -23,11 +24,14 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.packing import pack_codes, unpack_codes
+from edgeqaf.packing import WIDTHS, pack_codes, unpack_codes
+from edgeqaf.protocols import StoredAs
 from edgeqaf.qtensor import QTensor, check
 
 ALIGNMENT = 64
 BLOCKS = (16, 32, 64, 128, 256)  # the block sizes that ONNX Runtime fuses to MatMulNBits
+TYPES = {2: "UINT2", 3: "UINT4", 4: "UINT4", 8: "INT8"}  # bits of a grid's code -> type of its tensors
+BITS = {"FLOAT": 32, "INT8": 8, "UINT4": 4, "UINT2": 2}
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,25 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        bits = {"FLOAT": 32, "INT8": 8, "UINT4": 4}[self.type]
-        return -(-math.prod(self.shape) * bits // 8)
+        return -(-math.prod(self.shape) * BITS[self.type] // 8)
 
 
 def refuses(grid: Grid) -> str | None:
     """Why ONNX cannot carry ``grid``, or None."""
-    ranges = {4: (0, 15), 8: (-128, 127)}
-    if grid.bits not in ranges:
-        return f"codes of {grid.bits} bits; ONNX carries {' and '.join(map(str, ranges))}"
-    low, high = ranges[grid.bits]
+    if grid.bits not in TYPES:
+        return f"codes of {grid.bits} bits; ONNX carries {', '.join(map(str, TYPES))}"
+    low, high = (-128, 127) if grid.bits == 8 else (0, 2**grid.bits - 1)
     if grid.lo < low or grid.hi > high:
         return f"codes span [{grid.lo}, {grid.hi}], outside [{low}, {high}] of its {grid.bits}-bit type"
     if grid.block not in BLOCKS:
         return f"blocks of {grid.block}; ONNX Runtime fuses {', '.join(map(str, BLOCKS))}"
     return None
+
+
+def stored_as(grid: Grid) -> StoredAs:
+    """The type of the codes, and what a weight takes: codes, and a block's scale, zero point and offset."""
+    bits = sum(math.prod(part.shape) * BITS[part.type] for part in parts("", (1, grid.block), grid))
+    return StoredAs(TYPES[grid.bits], bits / grid.block)
 
 
 def zero_point(grid: Grid) -> int:
@@ -71,7 +79,7 @@ def parts(name: str, shape: tuple[int, ...], grid: Grid | None) -> list[Part]:
     if grid is None:
         return [Part(name, "FLOAT", shape)]
     out, inputs = shape
-    codes, blocks = {4: "UINT4", 8: "INT8"}[grid.bits], (inputs // grid.block, out)
+    codes, blocks = TYPES[grid.bits], (inputs // grid.block, out)
     stored = [
         Part(f"{name}.codes", codes, (inputs, out)),
         Part(f"{name}.scale", "FLOAT", blocks),
@@ -99,8 +107,8 @@ def pack(name: str, tensor: Tensor) -> Iterator[tuple[Part, NDArray[np.uint8]]]:
         else:
             assert grid is not None
             flat = values.reshape(1, -1)
-            even = np.pad(flat, ((0, 0), (0, flat.size % 2))) if grid.bits == 4 else flat
-            yield part, pack_codes(even, grid).reshape(-1)
+            whole = np.pad(flat, ((0, 0), (0, -flat.size % (8 // WIDTHS[grid.bits]))))  # the last byte too
+            yield part, pack_codes(whole, grid).reshape(-1)
 
 
 def _values(tensor: Tensor) -> Iterator[NDArray[Any]]:

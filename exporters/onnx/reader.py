@@ -19,9 +19,8 @@ from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.protocols import Stored
 from exporters.onnx import parts as layout
-from exporters.onnx.graph import DATA, GRIDS, IR_VERSION, MODEL
+from exporters.onnx.graph import DATA, GRIDS, MODEL, versions
 from exporters.onnx.parts import Part
-from exporters.onnx.trace import OPSET
 
 MAX_MODEL_BYTES = 2**28  # the graph alone; the weights are in the data file
 AGAIN = "the artifact is damaged or was not written by edgeqaf; export it again"
@@ -30,8 +29,8 @@ AGAIN = "the artifact is damaged or was not written by edgeqaf; export it again"
 def read_back(folder: Path) -> Mapping[str, Stored]:
     """The tensors of the ONNX folder ``folder`` by logical name; raises Refused for any doubt."""
     model = _parse(folder / MODEL)
-    _check_header(model)
     grids = _grids(model)
+    _check_header(model, versions(grids.values()))
     external = {t.name: t for t in model.graph.initializer if t.external_data or t.data_location}
     if len({t.name for t in model.graph.initializer}) != len(model.graph.initializer):
         raise Refused(f"{folder / MODEL}: an initializer is defined twice", AGAIN)
@@ -72,10 +71,11 @@ def _opened(path: Path) -> Any:
     return os.fdopen(handle, "rb", buffering=0)
 
 
-def _check_header(model: Any) -> None:
+def _check_header(model: Any, expected: tuple[int, int]) -> None:
+    ir, opset = expected
     opsets = [(o.domain, o.version) for o in model.opset_import]
-    if model.ir_version != IR_VERSION or opsets != [("", OPSET)]:
-        raise Refused(f"IR {model.ir_version}, opsets {opsets}; expected IR {IR_VERSION}, opset {OPSET}", AGAIN)
+    if model.ir_version != ir or opsets != [("", opset)]:
+        raise Refused(f"IR {model.ir_version}, opsets {opsets}; expected IR {ir}, opset {opset}", AGAIN)
     if model.functions or model.training_info or model.graph.sparse_initializer:
         raise Refused("the model holds functions, training info or sparse tensors", AGAIN)
     for node in model.graph.node:

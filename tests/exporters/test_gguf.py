@@ -21,7 +21,7 @@ from edgeqaf.report import compare_bits
 from edgeqaf.source import FloatModel
 from exporters.gguf import exporter
 from exporters.gguf.artifact import SIZES, describe
-from exporters.gguf.container import MAGIC, describe_tensors, seal, string, uint32
+from exporters.gguf.container import MAGIC, Type, Value, describe_tensors, seal, string, uint32
 from exporters.gguf.metadata import dimensions, rope_factors
 from exporters.gguf.names import places
 from exporters.gguf.reader import parse
@@ -110,9 +110,20 @@ def test_an_independent_reader_sees_the_same_weights(grid, folder, tmp_path):
         tensor = theirs[s.name]
         logical = model.tensors[name]
         ours = decode(logical) if isinstance(logical, QTensor) else logical
-        assert (tensor.tensor_type.name.lower() == grid) == isinstance(logical, QTensor)
+        carrier = exporter.stored_as(plugins.find("grids", grid)).type
+        assert (tensor.tensor_type.name == carrier) == isinstance(logical, QTensor)
         weights = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(ours.shape)
         assert not compare_bits(weights, s.in_file_order(ours)).any()
+
+
+@pytest.mark.parametrize("grid", CARRIED)
+def test_the_metadata_names_the_tensors_that_another_type_carries(grid, folder, tmp_path):
+    path = exported(tiny(folder, grid), tmp_path / "m.gguf")
+    fields = {k: v for k, v in gguf.GGUFReader(path).fields.items() if k.startswith("edgeqaf.carried.")}
+    named = {key: field.contents() for key, field in fields.items()}
+    quantized = [s.name for s in exporter.read_back(path).values() if isinstance(s.tensor, QTensor)]
+    expected = {} if grid in ("q4_0", "q4_1", "q8_0") else {f"edgeqaf.carried.{grid}": quantized}
+    assert named == expected
 
 
 def test_tied_heads_are_not_written_and_untied_ones_are(folder, tmp_path):
@@ -232,6 +243,15 @@ def test_a_grid_that_ggml_lacks_is_refused_before_work(folder):
         exporter.plan(QModel(model.config, {**model.tensors, name: other}, folder))
 
 
+def test_an_integer_zero_is_refused_with_the_reason():
+    for name in ("uint4", "uint3", "uint2"):
+        reason = exporter.refuses(plugins.find("grids", name))
+        assert name in reason
+        assert "-zero * scale would be rounded to float16" in reason
+    scale, zero = np.float32(np.float16(0.0123)), 11
+    assert np.float32(np.float16(-zero * scale)) != -zero * scale  # and so it would
+
+
 def test_a_manifest_that_misstates_a_tensor_is_noticed_while_writing(folder, tmp_path):
     model = tiny(folder)
     stated = {n: {"grid": "float32", "shape": list(t.shape)} for n, t in model.tensors.items()}
@@ -336,6 +356,12 @@ def moved(infos, index, **parts):
     return infos
 
 
+def carried(grid, *names):
+    """The change that claims the tensors ``names`` for a grid that travels in another's block type."""
+    value = Value(Type.ARRAY, [name.encode() for name in names], Type.STRING)
+    return lambda m, t: ({**m, f"edgeqaf.carried.{grid}": value}, t)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -359,6 +385,15 @@ def moved(infos, index, **parts):
         (lambda m, t: ({**m, "llama.block_count": uint32(2**31)}, t), "2147483648 layers"),
         (lambda m, t: ({**m, "llama.block_count": string("1")}, t), "llama.block_count is missing or not"),
         (lambda m, t: ({**m, "llama.attention.head_count": uint32(3)}, t), "has shape"),
+        (carried("q3_0", "blk.0.attn_q.weight"), r"attn_q\.weight: codes span \[-\d, \d+\], outside q3_0's \[0, 7\]"),
+        (carried("q2_0", "blk.0.attn_q.weight"), r"attn_q\.weight: codes span \[-\d, \d+\], outside q2_0's \[0, 3\]"),
+        (carried("q3_1", "blk.0.attn_q.weight"), r"q3_1 names blk\.0\.attn_q\.weight, which is not one tensor on q4_1"),
+        (carried("q3_0", "token_embd.weight"), r"names token_embd\.weight, which is not one tensor on q4_0"),
+        (carried("q3_0", "blk.0.attn_k.weight", "blk.0.attn_k.weight"), "which is not one tensor on q4_0"),
+        (carried("q3_0", "blk.9.attn_q.weight"), r"names blk\.9\.attn_q\.weight, which is not"),
+        (carried("q4_0", "blk.0.attn_q.weight"), r"names blk\.0\.attn_q\.weight, which is not"),
+        (carried("uint3", "blk.0.attn_q.weight"), r"uint3 is not the names of tensors on a grid that is carried"),
+        (lambda m, t: ({**m, "edgeqaf.carried.q3_0": string("blk.0.attn_q.weight")}, t), "is not the names of tensors"),
     ],
 )
 def test_a_sealed_but_inconsistent_file_is_refused_with_its_reason(change, said, good, tmp_path):

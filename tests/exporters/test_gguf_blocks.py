@@ -1,15 +1,16 @@
-"""GGUF block layouts are ggml's own: bit for bit, on every pattern of bytes."""
+"""GGUF block layouts are ggml's own: bit for bit, on every pattern of bytes, whatever grid they carry."""
 
 import gguf
 import numpy as np
 import pytest
 
 from edgeqaf import plugins
+from edgeqaf.errors import GridError
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.qtensor import QTensor, check, decode
 from edgeqaf.report import compare_bits
 from exporters.gguf import exporter
-from exporters.gguf.blocks import LAYOUTS, pack, unpack
+from exporters.gguf.blocks import CARRIERS, LAYOUTS, pack, unpack
 from exporters.gguf.names import Dimensions, places
 
 CARRIED = [name for name in plugins.names("grids") if exporter.refuses(plugins.find("grids", name)) is None]
@@ -18,44 +19,97 @@ GOLDEN = {
     "q4_0": bytes.fromhex("003e" + "01123344") + bytes(12),
     "q4_1": bytes.fromhex("003e" + "00c0" + "01123344") + bytes(12),
     "q8_0": bytes.fromhex("003e" + "0102807f") + bytes(28),
+    "q3_0": bytes.fromhex("003e" + "45768788") + bytes.fromhex("44") * 12,
+    "q2_0": bytes.fromhex("003e" + "67768789") + bytes.fromhex("66") * 12,
+    "q3_1": bytes.fromhex("003e" + "00c0" + "01723344") + bytes(12),
+    "q2_1": bytes.fromhex("003e" + "00c0" + "01320203") + bytes(12),
 }
 GOLDEN_CODES = {
     "q4_0": {0: 1, 1: 2, 2: 3, 3: 4, 17: 1, 18: 3, 19: 4},
     "q4_1": {0: 1, 1: 2, 2: 3, 3: 4, 17: 1, 18: 3, 19: 4},
     "q8_0": {0: 1, 1: 2, 2: -128, 3: 127},
+    "q3_0": {0: 1, 1: 2, 2: 3, 3: 4, 17: 3, 18: 4, 19: 4},
+    "q2_0": {0: 1, 2: 1, 3: 3, 17: 1, 18: 2, 19: 2},
+    "q3_1": {0: 1, 1: 2, 2: 3, 3: 4, 17: 7, 18: 3, 19: 4},
+    "q2_1": {0: 1, 1: 2, 2: 2, 3: 3, 17: 3},
 }
+# By hand, as in the exporter: ggml's own q2_0 has blocks of 64, and is not this project's.
+KINDS = {
+    **dict.fromkeys(("q4_0", "q3_0", "q2_0"), gguf.GGMLQuantizationType.Q4_0),
+    **dict.fromkeys(("q4_1", "q3_1", "q2_1"), gguf.GGMLQuantizationType.Q4_1),
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+NATIVE = ["q4_0", "q4_1", "q8_0"]
 
 
 def random_blocks(name: str, seed: int, rows: int = 64, blocks: int = 8) -> bytes:
     """Bytes as a file might hold them: any code, any finite float16 as scale and offset."""
     rng = np.random.default_rng(seed)
-    layout = LAYOUTS[name].block
+    layout = CARRIERS[name].layout.block
     raw = np.frombuffer(rng.bytes(rows * blocks * layout.itemsize), layout).copy()
     for field in {"d", "m"} & set(layout.names or ()):
         raw[field] = np.where(np.isfinite(raw[field]), raw[field], np.float16(-0.0))
     return raw.tobytes()
 
 
-def test_there_is_a_layout_for_every_grid_that_ggml_has():
-    assert set(LAYOUTS) <= set(plugins.names("grids"))
-    assert set(CARRIED) == set(LAYOUTS)
+def test_there_is_a_carrier_for_every_grid_that_is_not_refused():
+    assert set(CARRIERS) <= set(plugins.names("grids"))
+    assert set(CARRIED) == set(CARRIERS) == set(KINDS)
+    assert sorted(layout.grid for layout in LAYOUTS.values()) == NATIVE
 
 
 @pytest.mark.parametrize("name", CARRIED)
-def test_layout_has_ggml_type_and_size(name):
-    kind = gguf.GGMLQuantizationType[name.upper()]
-    layout, grid = LAYOUTS[name], plugins.find("grids", name)
-    assert (layout.ggml_type, layout.file_type) == (kind, gguf.LlamaFileType[f"MOSTLY_{name.upper()}"])
+def test_carrier_has_ggml_type_and_size(name):
+    kind = KINDS[name]
+    layout, grid = CARRIERS[name].layout, plugins.find("grids", name)
+    assert LAYOUTS[layout.ggml_type] is layout
+    assert (layout.name, layout.ggml_type, layout.file_type) == (
+        kind.name, kind, gguf.LlamaFileType[f"MOSTLY_{kind.name}"]
+    )  # fmt: skip
     assert (layout.weights, layout.block.itemsize) == gguf.GGML_QUANT_SIZES[kind] == (grid.block, layout.block.itemsize)
-    assert grid.bits_per_weight == layout.block.itemsize * 8 / grid.block
+    stored = exporter.stored_as(grid)
+    assert (stored.type, stored.bits) == (kind.name, layout.block.itemsize * 8 / grid.block)
+    assert (stored.bits == grid.bits_per_weight) == (layout.grid == name) == (name in NATIVE)
+
+
+@pytest.mark.parametrize("name", CARRIED)
+def test_every_code_means_in_ggml_what_it_means_on_the_grid(name):
+    grid = plugins.find("grids", name)
+    codes = np.resize(np.arange(grid.lo, grid.hi + 1), (1, -(-(grid.hi - grid.lo + 1) // 32) * 32)).astype(np.int8)
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    scales = halves[np.isfinite(halves)].astype(np.float32)[:: 1 if grid.bits < 8 else 17]
+    blocks = (len(scales), codes.shape[1] // 32)
+    scale = np.broadcast_to(scales[:, None], blocks)
+    zero = np.random.default_rng(0).choice(scales, blocks) if grid.zero is Zero.OFFSET else None
+    q = QTensor(grid, np.tile(codes, (len(scales), 1)), scale, zero)
+    packed = pack(q)
+    theirs = gguf.dequantize(packed.view(np.uint8).reshape(len(scales), -1), KINDS[name])
+    assert not compare_bits(theirs, decode(q)).any()
+    assert np.array_equal(unpack(packed.tobytes(), grid, q.shape).codes, q.codes)
+
+
+@pytest.mark.parametrize("name", [name for name in CARRIED if name not in NATIVE])
+def test_a_code_that_only_the_carrier_has_is_refused(name):
+    grid, carrier = plugins.find("grids", name), CARRIERS[name]
+    for nibble in range(16):
+        ones = np.ones((1, 1), np.float32)
+        zero = ones if grid.zero is Zero.OFFSET else None
+        raw = bytearray(pack(QTensor(grid, np.full((1, 32), grid.hi, np.int8), ones, zero)).tobytes())
+        raw[-3] = raw[-3] & 0x0F | nibble << 4
+        q = unpack(bytes(raw), grid, (1, 32))
+        if grid.lo <= nibble - carrier.shift <= grid.hi:
+            assert check(q).codes[0, 29] == nibble - carrier.shift
+            continue
+        with pytest.raises(GridError, match=rf"codes span .*{nibble - carrier.shift}.*outside {name}'s"):
+            check(q)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize("name", NATIVE)
 def test_unpack_then_decode_equals_ggml_and_pack_is_the_inverse(name, seed):
     raw, grid = random_blocks(name, seed), plugins.find("grids", name)
     q = unpack(raw, grid, (64, 8 * grid.block))
-    theirs = gguf.dequantize(np.frombuffer(raw, np.uint8).reshape(64, -1), gguf.GGMLQuantizationType[name.upper()])
+    theirs = gguf.dequantize(np.frombuffer(raw, np.uint8).reshape(64, -1), KINDS[name])
     assert not compare_bits(theirs, decode(q)).any()
     assert pack(q).tobytes() == raw
 

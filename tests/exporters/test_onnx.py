@@ -159,7 +159,11 @@ def test_onnx_accepts_it(exported: tuple[QModel, Path]):
     _, path = exported
     onnx.checker.check_model(str(path / "model.onnx"), full_check=True)
     model = onnx.load(path / "model.onnx", load_external_data=False)
-    assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == (10, [("", 21)])
+    types = {onnx.TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer}
+    expected = (13, [("", 25)]) if "UINT2" in types else (10, [("", 21)])
+    assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == expected
+    grids = {t.grid for t in exported[0].tensors.values() if isinstance(t, QTensor)}
+    assert types >= {exporter.stored_as(grid).type for grid in grids}
 
 
 def test_interface_is_what_loaders_expect(exported: tuple[QModel, Path]):
@@ -193,7 +197,8 @@ def test_codes_are_stored_unchanged_and_a_tied_head_once(exported: tuple[QModel,
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"bits": 3}, "codes of 3 bits"),
+        ({"bits": 5}, "codes of 5 bits; ONNX carries 2, 3, 4, 8"),
+        ({"bits": 3}, r"span \[0, 15\], outside \[0, 7\] of its 3-bit type"),
         ({"block": 8}, "blocks of 8"),
         ({"lo": -8, "hi": 7}, r"span \[-8, 7\]"),
         ({"bits": 8, "hi": 255}, r"span \[0, 255\]"),
@@ -209,7 +214,7 @@ def test_refuses_says_why(changes: dict[str, int], reason: str, tmp_path: Path):
 
 
 def test_integer_zero_points_are_carried(tmp_path: Path):
-    """A grid with a zero of its own per block, which no file under edgeqaf/grids has yet."""
+    """In blocks of 64 too, which no grid of the registry has."""
     grid = replace(plugins.find("grids", "q4_0"), zero=Zero.CODE, centre=0, block=64)
     rng = np.random.default_rng(3)
     codes, zero = (rng.integers(0, 16, shape).astype(np.int8) for shape in ((3, 64), (3, 1)))
@@ -427,6 +432,36 @@ def test_values_off_the_grid_are_refused(written: Path):
     _patch(written, "model.norm.weight", np.array([np.nan], "<f4").tobytes())
     with pytest.raises(Refused, match=r"model.norm.weight holds values that are not finite"):
         exporter.read_back(written)["model.norm.weight"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "claimed", "reason"),
+    [
+        ("q4_0", "q3_0", "zero_point holds 8, q3_0 has 4 everywhere"),
+        ("q3_0", "q4_0", "zero_point holds 4, q4_0 has 8 everywhere"),
+        ("q4_1", "q3_1", "zero_point holds 8, q3_1 has 4 everywhere"),
+        ("uint4", "uint3", r"codes span \[0, 15\], outside uint3's \[0, 7\]"),
+        ("q2_0", "q3_0", r"IR 13, opsets \[\('', 25\)\]; expected IR 10, opset 21"),
+        ("q4_0", "q2_0", r"IR 10, opsets \[\('', 21\)\]; expected IR 13, opset 25"),
+        ("q2_0", "uint4_x", "metadata edgeqaf.grids: unknown grid"),
+    ],
+)
+def test_a_folder_that_claims_another_grid_is_refused(stored: str, claimed: str, reason: str, tmp_path: Path):
+    exporter.export(tiny(tmp_path, stored), tmp_path / "onnx")
+
+    def rename(model: onnx.ModelProto) -> None:
+        model.metadata_props[0].value = model.metadata_props[0].value.replace(f'"{stored}"', f'"{claimed}"')
+
+    edit(tmp_path / "onnx", rename)
+    with pytest.raises(Refused, match=reason):
+        exporter.read_back(tmp_path / "onnx")[Q_PROJ]
+
+
+def test_a_code_beyond_three_bits_is_refused(tmp_path: Path):
+    exporter.export(tiny(tmp_path, "q3_0"), tmp_path / "onnx")
+    _patch(tmp_path / "onnx", f"{Q_PROJ}.codes", b"\x78")
+    with pytest.raises(GridError, match=r"q_proj.weight: codes span \[0, 8\], outside q3_0's \[0, 7\]"):
+        exporter.read_back(tmp_path / "onnx")[Q_PROJ]
 
 
 def test_one_changed_code_changes_the_root(written: Path):

@@ -1,7 +1,8 @@
-"""Tensors to try laws on: every grid of the registry, two more with an integer zero, every float16."""
+"""Tensors to try laws on: every grid of the registry, an 8-bit one with an integer zero, every float16."""
 
 from dataclasses import replace
 
+import gguf
 import numpy as np
 import torch
 
@@ -10,10 +11,16 @@ from edgeqaf.grid import Grid, Zero
 from edgeqaf.qtensor import QTensor
 
 GRIDS = {name: plugins.find("grids", name) for name in plugins.names("grids")}
-# No registered grid keeps an integer zero yet; the core promises to carry one, in 4 bits and in 8.
-ZERO_4 = Grid("zero_4", bits=4, lo=0, hi=15, block=32, zero=Zero.CODE, source="ONNX DequantizeLinear, uint4")
+ZERO_4 = GRIDS["uint4"]
+# No registered grid keeps an integer zero in 8 bits; the core promises to carry one.
 ZERO_8 = Grid("zero_8", bits=8, lo=-128, hi=127, block=32, zero=Zero.CODE, source="ONNX DequantizeLinear, int8")
-ALL = [*GRIDS.values(), ZERO_4, ZERO_8]
+ALL = [*GRIDS.values(), ZERO_8]
+# By hand: a ggml type may be spelled like a grid and be another format (q2_0, with blocks of 64).
+GGML = {
+    "q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "q4_1": gguf.GGMLQuantizationType.Q4_1,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
 
 
 def all_halves() -> np.ndarray:

@@ -17,7 +17,7 @@ from edgeqaf.companions import COMPANIONS
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import GridError, OutOfResources, Refused, UsageError
 from edgeqaf.packing import pack_codes, unpack_codes
-from edgeqaf.qtensor import QTensor
+from edgeqaf.qtensor import QTensor, check
 
 CONFIG = {"model_type": "llama", "hidden_size": 96, "rms_norm_eps": 1e-5, "name": "Grüße"}
 FLOATS = {
@@ -159,22 +159,30 @@ def test_floats_are_narrowed_to_bfloat16_only_where_that_is_exact(source, tmp_pa
         assert np.array_equal(bits(made.tensors[name]), bits({**more, **FLOATS}[name]))
 
 
-def test_packed_codes_are_half_a_byte_or_a_byte_even_column_low():
+def test_packed_codes_share_bytes_the_earlier_column_in_the_lower_bits():
+    first = {2: [3, 2, 1, 0], 3: [11, 1], 4: [11, 1], 8: [27]}  # of the byte 0b00011011; 11 is no 3-bit code
     for grid in ALL:
-        assert grid.bits in (4, 8)
         every = np.arange(256, dtype=np.uint8).reshape(4, 64)
         codes = unpack_codes(every, grid)
+        lanes = len(first[grid.bits])
         assert codes.dtype == np.int8
-        assert codes.shape == (4, 64 * 8 // grid.bits)
+        assert codes.shape == (4, 64 * lanes)
         assert np.array_equal(pack_codes(codes, grid), every)
-        if grid.bits == 4:
-            assert codes[0, :6].tolist() == [0, 0, 1, 0, 2, 0]
-            assert codes.ravel()[2 * 0xA7 : 2 * 0xA7 + 2].tolist() == [7, 10]
-        else:
+        assert codes.ravel()[0b00011011 * lanes :][:lanes].tolist() == first[grid.bits]
+        if grid.bits == 8:
             assert codes[2, 0] == -128
         values = np.arange(grid.lo, grid.hi + 1, dtype=np.int8)
-        pairs = np.stack(np.meshgrid(values, values), -1).reshape(len(values), -1)
-        assert np.array_equal(unpack_codes(pack_codes(pairs, grid), grid), pairs)
+        tuples = np.stack(np.meshgrid(*[values] * min(lanes, 4)), -1).reshape(len(values), -1)
+        assert np.array_equal(unpack_codes(pack_codes(tuples, grid), grid), tuples)
+
+
+def test_a_stray_bit_above_a_three_bit_code_is_refused():
+    grid = next(g for g in ALL if g.bits == 3)
+    q = random_tensor(grid)
+    packed = pack_codes(q.codes, grid)
+    packed[1, 2] |= 0x80
+    with pytest.raises(GridError, match=rf"outside {grid.name}'s \[0, 7\]"):
+        check(q.replace(codes=unpack_codes(packed, grid)), "w")
 
 
 def test_an_existing_folder_is_kept_without_force_and_replaced_with_it(source, base):

@@ -73,14 +73,15 @@ def test_numpy_and_torch_fold_to_the_same_bits(grid, dtype):
 @each_grid
 def test_a_slot_that_the_grid_lacks_is_refused_by_name(grid):
     q = random_tensor(grid)
-    assert Slot.SCALE not in grid.slots
+    assert {Slot.CODES, Slot.SCALE} <= grid.slots
     assert Delta(codes=q.codes, zero=q.scale).slots == {Slot.CODES, Slot.ZERO}
+    assert Delta(scale=q.scale).slots == {Slot.SCALE}
     if Slot.ZERO in grid.slots:
         fold(q, Delta(zero=np.zeros_like(q.zero)))
         return
     with pytest.raises(GridError, match=f"grid {grid.name} has no zero slot") as refused:
         fold(q, Delta(zero=np.zeros_like(q.scale)))
-    assert refused.value.remedy.endswith(f"{grid.name} has codes")
+    assert refused.value.remedy.endswith(f"{grid.name} has codes, scale")
 
 
 @each_grid
@@ -109,6 +110,21 @@ def test_two_folds_are_one_where_nothing_is_clipped_and_only_there(grid):
     there_and_back = fold(fold(q, Delta(far)), Delta(-far))
     assert (there_and_back.codes == grid.lo).all()
     assert not same(there_and_back, q)
+
+
+@each_grid
+def test_a_scale_is_rounded_to_the_nearest_float16_and_nothing_else_moves(grid):
+    rng = np.random.default_rng(3)
+    q = random_tensor(grid, out=500, blocks=2)
+    steps = np.spacing(np.abs(q.scale).astype(np.float16)).astype(np.float32)
+    delta = steps * rng.choice([0.25, 0.5, 0.75, 1.5, -0.5, -1.5, 2.5], q.scale.shape).astype(np.float32)  # ties too
+    folded = fold(q, Delta(scale=delta))
+    expected = [as_half(float(s)) for s in (q.scale + delta).ravel()]
+    assert np.array_equal(bits(folded.scale.ravel()), bits(np.array(expected, np.float32)))
+    assert folded.codes is q.codes
+    assert folded.zero is q.zero
+    on_torch = fold(to_torch(q), Delta(scale=torch.from_numpy(delta)))
+    assert np.array_equal(bits(folded.scale), bits(on_torch.scale))
 
 
 @with_offset

@@ -1,14 +1,17 @@
 """The quantizer: its result lies on the grid, searching never loses, and ggml's reference never does better."""
 
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
-from samples import ALL, GRIDS, bits
+from samples import ALL, GGML, GRIDS, bits
 
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Zero
 from edgeqaf.qtensor import check, decode
 from edgeqaf.quantizers import rtn
+from edgeqaf.source import FloatModel
 
 each_grid = pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
 
@@ -46,16 +49,37 @@ def test_the_search_never_loses_against_no_search(grid, kind):
     slack = 1 + 2.0**-18  # the search sums 32 squares in float32, this test in float64
     assert (block_error(searched, w) <= block_error(plain, w) * slack).all()
     assert block_error(searched, w).sum() <= block_error(plain, w).sum()
-    if kind == "normal" and grid.bits == 4:
+    if kind == "normal" and grid.bits <= 4:
         assert block_error(searched, w).sum() < 0.97 * block_error(plain, w).sum()
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("grid", [g for g in ALL if g.bits < 4], ids=lambda grid: grid.name)
+def test_with_few_codes_the_search_wins_clearly_on_trained_weights(grid):
+    base = FloatModel(Path(__file__).resolve().parents[2] / "examples" / "storyteller-6m")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+        w = base[name][:64]
+        searched, plain = (block_error(rtn.quantize(w, grid, search=search), w).sum() for search in (True, False))
+        assert searched < 0.9 * plain
+
+
+@pytest.mark.parametrize("grid", [g for g in ALL if g.bits < 4 and g.zero is not Zero.OFFSET], ids=lambda g: g.name)
+@each_kind
+def test_with_few_codes_the_search_comes_close_to_trying_everything(grid, kind):
+    w = weights(kind, 4)
+    least = np.full((4, w.shape[1] // grid.block), np.inf)
+    zeros = [None] if grid.zero is Zero.NONE else [np.full_like(least, z, np.float32) for z in range(grid.hi + 1)]
+    largest = np.abs(w.reshape(*least.shape, -1)).max(-1)
+    for factor in np.linspace(-2, 2, 800):  # zero is not among them
+        scale = (largest * factor / (grid.centre or grid.hi)).astype(np.float16).astype(np.float32)
+        for zero in zeros:
+            least = np.minimum(least, block_error(rtn._nearest(w.reshape(*least.shape, -1), grid, scale, zero), w))
+    assert block_error(rtn.quantize(w, grid), w).sum() <= 1.02 * least.sum()
+
+
+@pytest.mark.parametrize("grid", [GRIDS[name] for name in GGML], ids=GGML)
 @each_kind
 def test_ggmls_reference_quantizer_never_has_less_error(grid, kind):
-    theirs = getattr(gguf.GGMLQuantizationType, grid.name.upper(), None)
-    if theirs is None:
-        pytest.skip(f"ggml has no type {grid.name}")
+    theirs = GGML[grid.name]
     w = weights(kind)
     their_error = gguf.quants.dequantize(gguf.quants.quantize(w, theirs), theirs).astype(np.float64) - w
     their_error = (their_error.reshape(len(w), -1, grid.block) ** 2).sum(-1)
@@ -119,7 +143,8 @@ def test_an_outlier_is_kept_and_its_neighbours_stay_within_a_step(grid):
     q = check(rtn.quantize(w, grid))
     step = np.abs(np.repeat(q.scale, grid.block, 1))
     assert (np.abs(decode(q) - w)[:, 7] <= step[:, 7]).all()
-    assert (np.abs(decode(q) - w) <= np.maximum(step, 0.2 * np.abs(w))).all()
+    near = slice(0, grid.block)  # blocks without an outlier may be clipped by more, where codes are few
+    assert (np.abs(decode(q) - w) <= np.maximum(step, 0.2 * np.abs(w)))[:, near].all()
 
 
 @each_grid

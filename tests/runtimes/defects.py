@@ -106,6 +106,12 @@ def zero_point_off_in_one_row(q: QTensor) -> QTensor:
         zero[4] = np.nextafter(zero[4], np.float16(np.inf))
         return q.replace(zero=zero.astype(np.float32))
 
+    if q.grid.zero is Zero.CODE:
+        assert q.zero is not None
+        zero = q.zero.copy()
+        zero[4] += np.where(zero[4] < q.grid.hi, 1, -1)
+        return q.replace(zero=zero)
+
     def edit(codes: np.ndarray) -> None:  # type: ignore[type-arg]
         codes[4] = np.clip(codes[4].astype(int) + 1, q.grid.lo, q.grid.hi)
 

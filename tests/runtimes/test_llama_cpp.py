@@ -18,7 +18,7 @@ from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, 
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import compare_bits
 from edgeqaf.source import FloatModel
-from exporters.gguf.blocks import pack
+from exporters.gguf.blocks import CARRIERS, pack
 from runtime_tests.ggml import library, model, structs
 
 LIB = Path(os.environ["EDGEQAF_LLAMA_LIB"]) if "EDGEQAF_LLAMA_LIB" in os.environ else None
@@ -74,7 +74,7 @@ def written(q: QTensor, path: Path, rows: np.ndarray | None = None) -> tuple[Art
     stored = Stored(q, "blk.0.ffn_up.weight", rows)
     blocks = stored.in_file_order(pack(q))
     writer = gguf.GGUFWriter(path, "llama")
-    kind = gguf.GGMLQuantizationType[q.grid.name.upper()]
+    kind = gguf.GGMLQuantizationType(CARRIERS[q.grid.name].layout.ggml_type)
     writer.add_tensor(stored.name, blocks.view(np.uint8).reshape(len(blocks), -1), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -13,6 +13,7 @@ import pytest
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import Refused
+from edgeqaf.grid import Zero
 from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, Stored
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import compare_bits
@@ -22,6 +23,7 @@ from runtime_tests.runtimes.onnxruntime import OnnxRuntimeSession
 RUNTIME = plugins.find("runtimes", "onnxruntime")
 EXPORTER = plugins.find("exporters", RUNTIME.reads)
 GRIDS = [name for name in plugins.names("grids") if EXPORTER.refuses(plugins.find("grids", name)) is None]
+MODELS = ["q4_0", "q4_1", "q8_0"]  # fine enough for whole models: with 2 bits this one's logits are nearly flat
 BASE = Path(__file__).resolve().parents[2] / "examples" / "storyteller-6m"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "models"
 OPTIONS = RuntimeOptions()
@@ -48,7 +50,7 @@ def exported(model: QModel, path: Path) -> Artifact:
     return Artifact(RUNTIME.reads, path, EXPORTER.read_back(path), model.folder)
 
 
-@pytest.fixture(scope="module", params=GRIDS)
+@pytest.fixture(scope="module", params=MODELS)
 def storyteller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return exported(quantized(BASE, request.param), tmp_path_factory.mktemp("dist") / EXPORTER.filename)
 
@@ -57,6 +59,13 @@ def storyteller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def session(storyteller: Artifact, configuration: Configuration) -> Iterator[Session]:
     with RUNTIME.open(storyteller, configuration, OPTIONS) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module", params=GRIDS)
+def tiny(request: pytest.FixtureRequest, tiny_float_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """Fourteen small linears on any grid that the format carries."""
+    folder = tmp_path_factory.mktemp("dist")
+    return exported(quantized(tiny_float_model, request.param), folder / EXPORTER.filename)
 
 
 def extreme(grid_name: str, shape: tuple[int, int]) -> QTensor:
@@ -71,7 +80,8 @@ def extreme(grid_name: str, shape: tuple[int, int]) -> QTensor:
         return bits.astype(np.uint16).view(np.float16).astype(np.float32)
 
     codes = rng.integers(grid.lo, grid.hi + 1, shape).astype(np.int8)
-    return QTensor(grid, codes, halves(), halves() if grid.zero.value == "offset" else None)
+    points = rng.integers(grid.lo, grid.hi + 1, blocks).astype(np.float32)
+    return QTensor(grid, codes, halves(), {Zero.NONE: None, Zero.CODE: points, Zero.OFFSET: halves()}[grid.zero])
 
 
 def read_back(session: Session, stored: Stored, height: int) -> np.ndarray:
@@ -85,10 +95,12 @@ def expected(q: QTensor, height: int) -> np.ndarray:
     def wide(parameter: np.ndarray) -> np.ndarray:
         return parameter.repeat(q.grid.block, 1).astype(np.float64)
 
-    if q.zero is None:
-        return ((q.codes.astype(np.float64) - q.grid.centre) * wide(q.scale) * height).astype(np.float32)
-    product = ((q.codes.astype(np.float64) - 8) * wide(q.scale) * height).astype(np.float32)
-    return product + (wide(q.zero + np.float32(8) * q.scale) * height).astype(np.float32)
+    if q.grid.zero is not Zero.OFFSET:
+        zero = q.grid.centre if q.zero is None else wide(q.zero)
+        return ((q.codes.astype(np.float64) - zero) * wide(q.scale) * height).astype(np.float32)
+    middle = {15: 8, 7: 4, 3: 2}[q.grid.hi]
+    product = ((q.codes.astype(np.float64) - middle) * wide(q.scale) * height).astype(np.float32)
+    return product + (wide(q.zero + np.float32(middle) * q.scale) * height).astype(np.float32)
 
 
 def assert_every_weight_comes_out(session: Session, stored: Stored, int8_activations: bool) -> None:
@@ -115,12 +127,11 @@ def test_availability_names_the_version():
     assert available.version == onnxruntime.__version__
 
 
-def test_every_weight_is_decoded_and_multiplied_exactly(
-    session: Session, storyteller: Artifact, configuration: Configuration
-):
-    for _, stored, q in storyteller.quantized():
-        assert compare_bits(decode(q), session.weights(stored)).sum() == 0
-        assert_every_weight_comes_out(session, stored, configuration.int8_activations)
+def test_every_weight_is_decoded_and_multiplied_exactly(tiny: Artifact, configuration: Configuration):
+    with RUNTIME.open(tiny, configuration, OPTIONS) as session:
+        for _, stored, q in tiny.quantized():
+            assert compare_bits(decode(q), session.weights(stored)).sum() == 0
+            assert_every_weight_comes_out(session, stored, configuration.int8_activations)
 
 
 def test_float_tensors_come_back_as_they_are(session: Session, storyteller: Artifact):
@@ -130,10 +141,12 @@ def test_float_tensors_come_back_as_they_are(session: Session, storyteller: Arti
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_extreme_parameters_are_exact_too(grid: str, configuration: Configuration, tmp_path: Path):
-    model = quantized(BASE, grid)
+def test_extreme_parameters_are_exact_too(
+    grid: str, configuration: Configuration, tiny_float_model: Path, tmp_path: Path
+):
+    model = quantized(tiny_float_model, grid)
     q = extreme(grid, model.tensors[LINEAR].shape)
-    artifact = exported(QModel(model.config, {**model.tensors, LINEAR: q}, BASE), tmp_path / "onnx")
+    artifact = exported(QModel(model.config, {**model.tensors, LINEAR: q}, model.folder), tmp_path / "onnx")
     stored = artifact.tensors[LINEAR]
     with RUNTIME.open(artifact, configuration, OPTIONS) as session:
         assert compare_bits(decode(q), session.weights(stored)).sum() == 0
@@ -165,6 +178,35 @@ def test_the_whole_model_runs_by_fused_kernels(storyteller: Artifact, level: str
         next(a.i for a in n.attribute if a.name == "accuracy_level") for n in nodes if n.op_type == "MatMulNBits"
     ]
     assert kernels == [int(level)] * len(list(storyteller.quantized()))
+
+
+@pytest.mark.parametrize("grid", ["q3_0", "q2_0"])
+def test_a_grid_of_few_bits_runs_as_its_twin_among_the_codes_of_q4_0(grid: str, tmp_path: Path):
+    """Other code types, another opset, other kernels: the same weights, so the same bits where nothing is fused."""
+    model = quantized(BASE, grid)
+    q4_0 = plugins.find("grids", "q4_0")
+    twins = {name: QTensor(q4_0, q.codes + np.int8(8 - q.grid.centre), q.scale) for name, q in model.quantized()}
+    few = exported(model, tmp_path / "few")
+    many = exported(QModel(model.config, {**model.tensors, **twins}, BASE), tmp_path / "many")
+    with (
+        RUNTIME.open(few, RUNTIME.configurations[0], OPTIONS) as first,
+        RUNTIME.open(many, RUNTIME.configurations[0], OPTIONS) as second,
+    ):
+        ids = first.encode(PROMPTS[0])
+        assert compare_bits(first.logits(ids), second.logits(ids)).sum() == 0
+    for configuration in RUNTIME.configurations[1:]:
+        with RUNTIME.open(few, configuration, OPTIONS) as session:
+            assert np.isfinite(session.logits(ids)).all()
+    assert fused_bits(few, "1", tmp_path) == [4 if grid == "q3_0" else 2] * len(twins)
+
+
+def fused_bits(artifact: Artifact, level: str, folder: Path) -> list[int]:
+    """The width of each fused kernel in the whole model as ONNX Runtime optimizes it."""
+    import onnx
+
+    OnnxRuntimeSession(artifact.path, level, 1)._session(artifact.path / "model.onnx", folder / "optimized.onnx")
+    nodes = onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node
+    return [next(a.i for a in n.attribute if a.name == "bits") for n in nodes if n.op_type == "MatMulNBits"]
 
 
 def test_generation_is_the_argmax_chain_without_a_cache(session: Session):

@@ -48,11 +48,13 @@ def test_text_is_split_into_documents_and_packed(tokenizer: Tokenizer, tmp_path:
     file = write(tmp_path, "a.txt", "One day.\n<|endoftext|>\nAnother day.\n<|endoftext|>\n")
     rows = read_rows(file)
     assert [row["text"] for row in rows] == ["One day.", "Another day."]
-    examples, _ = tokenize(rows, tokenizer, 5)
-    stream = [token for e in examples for token in e.ids]
-    expected = [t for row in rows for t in [*tokenizer.encode(row["text"], prompt=True), tokenizer.eos[0]]]
-    assert stream == expected[: len(stream)]
-    assert all(e.ids == e.labels and len(e.ids) <= 5 for e in examples)
+    first, second = ([*tokenizer.encode(row["text"], prompt=True), tokenizer.eos[0]] for row in rows)
+    (window,), _ = tokenize(rows, tokenizer, 64)  # both documents, and their ends, in one
+    assert window.ids == window.labels == first + second
+    examples, _ = tokenize(rows, tokenizer, 3)
+    full, ends = first[: len(first) // 3 * 3] + second[: len(second) // 3 * 3], [len(e.ids) for e in examples]
+    assert [token for e in examples for token in e.ids][: len(full)] == full
+    assert all(n == 3 for n in ends[:-1])
 
 
 def test_messages_train_on_every_assistant_turn(tmp_path: Path) -> None:
@@ -87,6 +89,23 @@ def test_messages_without_a_template_are_refused(tokenizer: Tokenizer) -> None:
         ('{"prompt": "x", "completion": ""}', r"a\.jsonl:2: 'completion' is empty"),
         ('{"messages": []}', r"a\.jsonl:2: messages must be a list"),
         ('{"messages": [{"role": "user", "content": "x"}]}', r"a\.jsonl:2: messages must be a list"),
+        (
+            '{"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}',
+            r"a\.jsonl:2: messages must be a list",
+        ),
+        ('{"messages": [{"role": "assistant", "tool_calls": [{}]}]}', r"a\.jsonl:2: messages must be a list"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}], "tools": "["}',
+            r"2: 'tools' is a string that is not JSON",
+        ),
+        ('{"messages": [{"role": "assistant", "content": "x"}], "tools": [3]}', "2: 'tools' is not a list of objects"),
+        ('{"conversations": 7}', r"a\.jsonl:2: conversations must be a list of \{from, value\}"),
+        ('{"conversations": [{"from": "elf", "value": "x"}]}', "2: a turn from 'elf'; known: human, user, gpt"),
+        ('{"conversations": [{"from": "function_call", "value": "{"}]}', "2: a function_call that is not JSON"),
+        ('{"conversations": [{"from": "human", "value": "x"}]}', r"a\.jsonl:2: messages must be a list"),
+        ('{"instruction": "x", "output": ""}', r"a\.jsonl:2: 'output' is empty"),
+        ('{"instruction": "x", "input": 3, "output": "y"}', r"a\.jsonl:2: 'input' is missing or not a string"),
+        ('{"text": ""}', r"a\.jsonl:2: 'text' is empty"),
     ],
 )
 def test_a_wrong_row_is_named_by_its_line(line: str, fault: str, tmp_path: Path) -> None:
@@ -100,8 +119,9 @@ def test_missing_empty_and_unknown_files_are_refused(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.jsonl")
     with pytest.raises(Refused, match="holds no rows"):
         read_rows(write(tmp_path, "empty.jsonl", "\n"))
-    with pytest.raises(UsageError, match=r"unknown kind of data file '\.parquet'"):
-        read_rows(write(tmp_path, "a.parquet", "x"))
+    with pytest.raises(UsageError, match=r"unknown kind of data file '\.xlsx'") as unknown:
+        read_rows(write(tmp_path, "a.xlsx", "x"))
+    assert unknown.value.remedy == "use one of .csv, .json, .jsonl, .ndjson, .parquet, .tsv, .txt"
     (tmp_path / "latin.csv").write_bytes(b"a,b\n\xff,x\n")
     with pytest.raises(Refused, match=r"not UTF-8 text \(byte 4\)"):
         read_rows(tmp_path / "latin.csv")
@@ -111,5 +131,6 @@ def test_rows_longer_than_the_limit_are_counted_and_left_out(tokenizer: Tokenize
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "word " * 50, "completion": "b"}]
     examples, too_long = tokenize(rows, tokenizer, 16)
     assert (len(examples), too_long) == (1, 1)
-    with pytest.raises(Refused, match="all 1 rows are longer than 16 tokens"):
+    longest = len(tokenizer.encode("word " * 50, prompt=True)) + len(tokenizer.encode("b", prompt=False)) + 1
+    with pytest.raises(Refused, match=rf"all 1 rows are longer than 16 tokens \(the longest {longest}\)"):
         tokenize(rows[1:], tokenizer, 16)

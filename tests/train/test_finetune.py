@@ -81,7 +81,7 @@ def test_merge_is_the_training_forward(method: str, runs: dict[str, Path], tiny_
     moved = 0
     for name, q in merged.quantized():
         layer = model.get_submodule(name.removesuffix(".weight"))
-        assert decode(q).tobytes() == layer.weight().detach().numpy().tobytes()  # type: ignore[union-attr,operator]
+        assert decode(q).tobytes() == layer.weight.detach().numpy().tobytes()  # type: ignore[union-attr,operator]
         base = tiny_model.tensors[name]
         assert isinstance(base, QTensor)
         assert q.scale.tobytes() == base.scale.tobytes()

@@ -1,0 +1,153 @@
+"""Step time and peak memory of the tuning methods, against PEFT LoRA over the same packed base, in one run.
+
+    python benchmarks/training_step.py --shape 125m
+    python benchmarks/training_step.py --shape 1b --tokens 256 --rounds 3
+
+Every method trains the same random model on the same random tokens. Times are paired: each round takes
+one step of every method in turn, in one process; the figure is the median over the rounds of a method's
+step over LoRA's in that round. Memory is the peak resident size of a process that trains this method alone.
+"""
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeqaf import plugins
+from edgeqaf.method import Course, adapter_state, method_of
+from edgeqaf.modeling import build, skeleton
+from edgeqaf.qtensor import QTensor
+from edgeqaf.source import is_linear
+
+SHAPES = {
+    "15m": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6, "vocab_size": 32000},
+    "125m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32000},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+METHODS = ("lora", "codes", "codes:groups=2", "codes:groups=4", "lowrank", "scale", "lota")
+
+
+def random_base(shape: str, grid_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A Llama config of this shape, and random tensors for it: codes on the grid, float32 elsewhere."""
+    config = {"model_type": "llama", "tie_word_embeddings": True, "max_position_embeddings": 4096, **SHAPES[shape]}
+    grid, rng = plugins.find("grids", grid_name), np.random.default_rng(0)
+    tensors: dict[str, Any] = {}
+    for name, parameter in skeleton(config).named_parameters():
+        if is_linear("llama", name):
+            out, inputs = parameter.shape
+            codes = rng.integers(grid.lo, grid.hi + 1, (out, inputs), np.int8)
+            scale = np.full((out, inputs // grid.block), 2.0**-8, np.float32)
+            tensors[name] = QTensor(grid, codes, scale, None)
+        else:
+            tensors[name] = (
+                rng.standard_normal(tuple(parameter.shape), np.float32) * np.float32(0.02) + parameter.dim() % 2
+            )
+    return config, tensors
+
+
+class Trainee:
+    """One method on its own copy of the model."""
+
+    def __init__(self, label: str, config: dict[str, Any], tensors: dict[str, Any], precision: str) -> None:
+        name, _, option = label.partition(":")
+        method, options = method_of(name, dict([option.split("=")]) if option else {})
+        self.model: nn.Module = method.attach(build(config, tensors), options, 0).train()
+        self.optimizer, self.schedule = method.optimizer(self.model, options, Course(1000))
+        self.bf16 = precision == "bf16"
+
+    def step(self, ids: torch.Tensor) -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            loss = self.model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        return time.perf_counter() - start
+
+
+def tokens(batch: int, length: int, config: dict[str, Any]) -> torch.Tensor:
+    return torch.randint(0, config["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak resident MiB of three steps of one method, and the bytes of its state; run in a process of its own."""
+    config, tensors = random_base(arguments.shape, arguments.grid)
+    trainee = Trainee(arguments.only, config, tensors, arguments.precision)
+    del tensors
+    gc.collect()
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the peak of building the model
+    for _ in range(4 if "groups" in arguments.only else 3):
+        trainee.step(tokens(arguments.batch, arguments.tokens // arguments.batch, config))
+    status = open("/proc/self/status").read()
+    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    state = sum(t.numel() * t.element_size() for t in adapter_state(trainee.model).values())
+    return {"peak_mib": peak / 1024, "adapter_mib": state / 2**20, "built_mib": start / 1024}
+
+
+def measure_times(arguments: argparse.Namespace, labels: list[str]) -> dict[str, list[float]]:
+    config, tensors = random_base(arguments.shape, arguments.grid)
+    trainees = {label: Trainee(label, config, tensors, arguments.precision) for label in labels}
+    ids = tokens(arguments.batch, arguments.tokens // arguments.batch, config)
+    times: dict[str, list[float]] = {label: [] for label in labels}
+    for round_ in range(arguments.rounds + 1):
+        for label, trainee in trainees.items():
+            repeats = int(label.partition("groups=")[2] or 1)
+            seconds = statistics.fmean(trainee.step(ids) for _ in range(repeats))
+            if round_:  # the first warms up
+                times[label].append(seconds)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="125m")
+    parser.add_argument("--grid", default="q4_0")
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--no-memory", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.only:
+        print(json.dumps(measure_memory(arguments)))
+        return
+    labels = arguments.methods.split(",")
+    times = measure_times(arguments, labels)
+    print(
+        f"{arguments.shape}, {arguments.grid}, {arguments.tokens} tokens, {arguments.precision}, {arguments.threads} threads"
+    )
+    print(f"{'method':18} {'s/step':>8} {'x LoRA':>7} {'range':>13} {'peak MiB':>9} {'adapter MiB':>12}")
+    for label in labels:
+        ratios = [a / b for a, b in zip(times[label], times[labels[0]], strict=True)]
+        memory = {} if arguments.no_memory else in_child(label)
+        print(
+            f"{label:18} {statistics.median(times[label]):8.3f} {statistics.median(ratios):7.2f} "
+            f"{min(ratios):6.2f}-{max(ratios):<6.2f} {memory.get('peak_mib', 0):9.0f} {memory.get('adapter_mib', 0):12.1f}",
+            flush=True,
+        )
+
+
+def in_child(label: str) -> dict[str, float]:
+    command = [sys.executable, *sys.argv, "--only", label]
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
+
+
+if __name__ == "__main__":
+    main()

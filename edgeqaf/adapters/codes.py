@@ -1,0 +1,193 @@
+"""Tuning the codes themselves, with a remainder of one byte a weight.
+
+    c = q + e / 128        q the code, e in [-64, 63] what rounding left over;  weight = decode(q), always
+
+The update is a sign-like descent in units of the grid's own step, normalised by a factored second
+moment (Adafactor, arXiv 1804.04235, section 4), with G = dL/dW and s the block's scale:
+
+    g = G s                                              the gradient per code step
+    b = min(0.99, 1 - (t + 1)^-0.8)                      t counts the updates of this layer
+    v_row = b v_row + (1 - b) mean_in(g^2),  v_col likewise over outputs
+    u = clip(g / sqrt(v_row v_col / mean(v_row)), -5, 5)
+    c = clip(c - SR(128 lr u) / 128),        q = floor(c + 1/2),  e = 128 (c - q)
+
+SR rounds stochastically. Its noise follows from (seed, layer, update, position) alone (`edgeqaf.noise`),
+so a run gives the same codes after a resume and on every rank. No float copy of a weight exists,
+at the start or later: e = 0 at step 0, and the model is the base.
+
+The update happens inside backward, one layer at a time, so one dL/dW is alive at most. ``groups``
+parts of the model's depth take turns: a step updates one of them, which saves the others' dL/dW, and
+all of backward below the lowest layer that learns.
+"""
+
+import math
+import re
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from edgeqaf.adapter import Adapter
+from edgeqaf.gradient import Flow
+from edgeqaf.grid import Slot
+from edgeqaf.method import Course, Method, Options, parts, warm_hold_decay
+from edgeqaf.nn import QLinear, qlinears
+from edgeqaf.noise import ROWS, noise
+from edgeqaf.packed import Packed, pack, unpack
+from edgeqaf.qtensor import Delta, QTensor
+
+PARTS = 128  # of a code step: the unit of the remainder
+CLIP = 5.0
+
+
+class Codes(Adapter):
+    """One layer's present codes (packed), remainders and second moments; no parameter of autograd's.
+
+    remainder: int8 [out, in]; v_row [out], v_col [in]: float32; updates: int64, how many so far.
+    """
+
+    writes = frozenset({Slot.CODES})
+    codes: Tensor
+    remainder: Tensor
+    v_row: Tensor
+    v_col: Tensor
+    updates: Tensor
+
+    def __init__(self, base: Packed, seed: int, group: int) -> None:
+        super().__init__()
+        out, inputs = base.shape
+        self.grid, self.seed, self.group = base.grid, seed, group
+        self.register_buffer("codes", base.codes.clone())
+        self.register_buffer("remainder", torch.zeros(out, inputs, dtype=torch.int8))
+        self.register_buffer("v_row", torch.zeros(out))
+        self.register_buffer("v_col", torch.zeros(inputs))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.pace: CodesDescent | None = None
+        self.waiting: Tensor | None = None
+
+    def delta(self, q: QTensor, rows: slice) -> Delta:
+        """codes: int16 [rows, in], what lies between the base and the present codes."""
+        return Delta(codes=unpack(self.codes[rows], self.grid).short() - q.codes)
+
+    def fold_packed(self, base: Packed) -> Packed:
+        """The present codes: they are the folded ones, without a copy."""
+        return Packed(base.grid, self.codes, base.scale, base.zero)
+
+    def active(self) -> bool:
+        return self.pace is not None and self.pace.turn() == self.group
+
+    def gradients(self, layer: QLinear, flow: Flow) -> list[Tensor | None]:
+        """Update the codes, or keep the gradient where several micro-batches make a step."""
+        assert self.pace is not None
+        flow = flow.narrowed()
+        grad = torch.cat([flow.weight_gradient(rows) for rows in layer.base.tiles()])
+        if self.pace.accumulates:
+            self.waiting = grad if self.waiting is None else self.waiting.add_(grad)
+        else:
+            self.update(layer, grad)
+        return []
+
+    def update(self, layer: QLinear, grad: Tensor) -> None:
+        """One step of the module's equations from dL/dW [out, in], which is overwritten."""
+        assert self.pace is not None
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(grad)
+            grad /= dist.get_world_size()
+        now = layer.now
+        grad.view(*now.scale.shape, -1).mul_(now.scale[..., None])
+        row, column = self._normalisers(grad)
+        step = self.pace.lr() * PARTS
+        for first in range(0, len(grad), ROWS):
+            rows = slice(first, first + ROWS)
+            moves = grad[rows].mul_(row[rows, None] * step).mul_(column).clamp_(-CLIP * step, CLIP * step)
+            self._move(rows, moves)
+        self.updates += 1
+        layer.changed()
+
+    def _normalisers(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors [out] and [in] whose outer product is 1 / sqrt(v); takes g [out, in] into the means."""
+        keep = min(0.99, 1 - (int(self.updates) + 1) ** -0.8)
+        rows, columns = torch.empty_like(self.v_row), torch.zeros_like(self.v_col)
+        for first in range(0, len(g), ROWS):
+            square = g[first : first + ROWS].square()
+            rows[first : first + ROWS] = square.mean(1)
+            columns += square.sum(0)
+        self.v_row.mul_(keep).add_(rows, alpha=1 - keep)
+        self.v_col.mul_(keep).add_(columns / len(g), alpha=1 - keep)
+        tiny = torch.finfo(torch.float32).tiny
+        mean = self.v_row.mean().clamp_min(tiny)
+        return (self.v_row / mean).clamp_min(tiny).rsqrt(), self.v_col.clamp_min(tiny).rsqrt()
+
+    def _move(self, rows: slice, moves: Tensor) -> None:
+        """c <- clip(c - SR(moves) / 128) for some rows; moves: float32 in 1/128 of a code step."""
+        moves += noise(self.seed, int(self.updates), rows.start, len(moves), moves.shape[1], moves.device)
+        value = unpack(self.codes[rows], self.grid).short().mul_(PARTS).add_(self.remainder[rows])
+        value -= moves.floor_().short()
+        value.clamp_(self.grid.lo * PARTS - PARTS // 2, self.grid.hi * PARTS + PARTS // 2 - 1)
+        codes = (value + PARTS // 2) >> int(math.log2(PARTS))
+        self.codes[rows] = pack(codes.to(torch.int8), self.grid)
+        self.remainder[rows] = value.sub_(codes.mul_(PARTS)).to(torch.int8)
+
+
+class CodesDescent(torch.optim.Optimizer):
+    """Paces the updates that happen inside backward: learning rate, step count and whose turn it is."""
+
+    def __init__(self, model: nn.Module, lr: float, course: Course, groups: int) -> None:
+        super().__init__([torch.zeros(())], {"lr": lr, "step": 0})
+        self.groups, self.accumulates = groups, course.accumulate > 1
+        self.parts = parts(model, Codes)
+        for _, part in self.parts:
+            part.pace = self
+
+    def lr(self) -> float:
+        return float(self.param_groups[0]["lr"])
+
+    def turn(self) -> int:
+        """Which part of the depth learns at this step, from the top down."""
+        return self.groups - 1 - int(self.param_groups[0]["step"]) % self.groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take what waits where micro-batches were gathered, and count the step."""
+        for layer, part in self.parts:
+            if part.waiting is not None:
+                part.update(layer, part.waiting)
+                part.waiting = None
+        self.param_groups[0]["step"] += 1
+
+
+class CodesOptions(Options):
+    """lr: code steps per update; 0.03 keeps most of what the base knows, 0.1 learns a task faster.
+
+    groups: parts of the depth that take turns, one a step; the rate is multiplied by it.
+    """
+
+    lr: float = Field(0.03, gt=0, le=8, allow_inf_nan=False)
+    groups: int = Field(1, ge=1)
+
+
+class CodesMethod(Method):
+    """See the module's docstring."""
+
+    options = CodesOptions
+
+    def prepare(self, model: nn.Module, options: Any) -> None:
+        """Divide the depth into ``groups`` parts."""
+        depths = {name: int(found[1]) if (found := re.search(r"\.(\d+)\.", name)) else 0 for name in qlinears(model)}
+        for name, layer in qlinears(model).items():
+            for part in layer.adapter.modules():
+                if isinstance(part, Codes):
+                    part.group = depths[name] * options.groups // (max(depths.values()) + 1)
+
+    def layer(self, base: Packed, options: Any, generator: torch.Generator) -> Codes:
+        return Codes(base, int(torch.randint(2**31, (), generator=generator)), 0)
+
+    def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        descent = CodesDescent(model, options.lr * options.groups, course, options.groups)
+        return descent, warm_hold_decay(descent, course.steps)
+
+
+adapter = CodesMethod()

@@ -1,0 +1,82 @@
+"""A QTensor as a training step holds it: codes packed, everything else as it is, read a tile of rows at a time.
+
+A byte holds ``lanes`` codes of one block, ``block / lanes`` columns apart: byte j of a block of 32 holds
+codes j (low bits) and j + 16 of a 4-bit grid. Lanes then unpack to runs of neighbours, which vector
+units like; this is memory's layout only, files have their own (`edgeqaf.packing`).
+
+A tile is `TILE` weights at most: its float32 weights fit a processor's cache, so a layer is never
+decoded as a whole, and what autograd would keep of it is never kept.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgeqaf.grid import Grid
+from edgeqaf.packing import WIDTHS
+from edgeqaf.qtensor import QTensor
+
+TILE = 2**21
+
+
+@dataclass(frozen=True)
+class Packed:
+    """codes: uint8 [out, in / lanes]; scale, zero: as `QTensor` has them, on the same device."""
+
+    grid: Grid
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.scale.shape[0], self.scale.shape[1] * self.grid.block
+
+    def rows(self, rows: slice) -> QTensor:
+        """The QTensor of some rows, its codes int8."""
+        zero = None if self.zero is None else self.zero[rows]
+        return QTensor(self.grid, unpack(self.codes[rows], self.grid), self.scale[rows], zero)
+
+    def whole(self) -> QTensor:
+        """All rows."""
+        return self.rows(slice(0, self.shape[0]))
+
+    def tiles(self) -> Iterator[slice]:
+        """Row ranges of at most `TILE` weights (one row at least), in order."""
+        return tiles(*self.shape)
+
+
+def tiles(out: int, inputs: int) -> Iterator[slice]:
+    """`Packed.tiles` of a matrix [out, in]."""
+    rows = max(1, TILE // inputs)
+    return (slice(start, min(start + rows, out)) for start in range(0, out, rows))
+
+
+def lanes(grid: Grid) -> int:
+    """Codes in a byte: 3-bit codes take the room of 4."""
+    return 8 // WIDTHS[grid.bits]
+
+
+def pack(codes: Tensor, grid: Grid) -> Tensor:
+    """int8 codes [out, in] -> uint8 [out, in / lanes]; the inverse of `unpack`."""
+    count = lanes(grid)
+    if count == 1:
+        return codes.view(torch.uint8)
+    lane = codes.view(torch.uint8).view(len(codes), -1, count, grid.block // count)
+    packed = lane[:, :, 0]
+    for i in range(1, count):
+        packed = torch.add(packed, lane[:, :, i], alpha=1 << (i * 8 // count))
+    return packed.view(len(codes), -1)
+
+
+def unpack(packed: Tensor, grid: Grid) -> Tensor:
+    """uint8 [out, in / lanes] -> int8 codes [out, in]."""
+    count = lanes(grid)
+    if count == 1:
+        return packed.view(torch.int8)
+    width = 8 // count
+    byte = packed.view(len(packed), -1, grid.block // count)
+    lane = [(byte >> (i * width)) & (2**width - 1) for i in range(count - 1)]
+    return torch.cat([*lane, byte >> (8 - width)], -1).view(torch.int8).view(len(packed), -1)
