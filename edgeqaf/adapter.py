@@ -27,6 +27,16 @@ class Adapter(nn.Module):
         """`fold` of the whole base with `delta`, tile by tile, packed again."""
         return fold_tiles(base, self)
 
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and saved buffers by name: `state_dict` without its hooks, as FSDP's would shard them anew."""
+        found: dict[str, Tensor] = {}
+        for path, module in self.named_modules():
+            module._save_to_state_dict(found, path and f"{path}.", True)
+        return found
+
+    def changed(self) -> None:
+        """Forget what was derived from the state, which was replaced or edited."""
+
     def active(self) -> bool:
         """Whether this layer learns from the coming forward."""
         return True

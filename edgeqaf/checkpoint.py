@@ -1,6 +1,7 @@
 """A quantized model on disk: the Hugging Face folder layout, with packed codes and a manifest.
 
-    config.json, tokenizer files   copied byte for byte from the model it came from
+    config.json, tokenizer files   copied byte for byte from the model it came from, but for one line
+                                   of config.json that names our quantizer (`edgeqaf.companions`)
     model.safetensors              for each quantized tensor  NAME.codes  [out, in * width / 8] uint8
                                                               NAME.scale  [out, in / block] float16
                                                               NAME.zero   if the grid has one
@@ -23,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from edgeqaf import __version__, plugins
-from edgeqaf.companions import companions_digest, copy_companions
+from edgeqaf.companions import CONFIG, QUANTIZATION, companions_digest, copy_companions, name_quantizer
 from edgeqaf.digest import Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
@@ -41,7 +42,7 @@ WEIGHTS = "model.safetensors"
 class QModel:
     """A model whose linear weights are QTensors and whose other tensors are float32 arrays.
 
-    config:   the Hugging Face ``config.json``.
+    config:   the Hugging Face ``config.json``, as its source has it.
     tensors:  logical name -> tensor; loaded one at a time when the model is on disk.
     folder:   where the companion files (config, tokenizer) are.
     manifest: the parsed ``edgeqaf.json``; empty for a model not yet saved.
@@ -101,6 +102,8 @@ def save(
     with staged(target, force=force, needed_bytes=sum(a.nbytes for a in arrays.values()) + 2**20) as part:
         part.mkdir()
         copy_companions(model.folder, part)
+        if (part / CONFIG).is_file():
+            name_quantizer(part)
         manifest["companions"] = companions_digest(part)
         save_file(arrays, part / WEIGHTS, metadata={"format": "pt"})
         write_json(part / MANIFEST, manifest)
@@ -115,7 +118,8 @@ def load(folder: Path) -> QModel:
         raise Refused(
             f"{folder} is a {manifest.get('kind')} folder, not a model", "pass a folder made by quantize or merge"
         )
-    config = read_json(folder / "config.json")
+    config = read_json(folder / CONFIG)
+    config.pop(QUANTIZATION, None)
     return QModel(config, _FolderTensors(folder / WEIGHTS, _entries(folder, manifest)), folder, manifest)
 
 
@@ -136,6 +140,12 @@ def _entries(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, A
 
 def verify(model: QModel) -> None:
     """Refuse a model whose tensors, config or tokenizer files are not the ones its manifest names."""
+    for _ in verified(model):
+        pass
+
+
+def verified(model: QModel) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor by name, each once its digest was checked; raises what `verify` raises, as soon as it is found."""
     companions = companions_digest(model.folder)
     recorded = model.manifest.get("companions", {})
     changed = sorted(name for name in companions.keys() | recorded if companions.get(name) != recorded.get(name))
@@ -144,13 +154,16 @@ def verify(model: QModel) -> None:
             f"{model.folder / changed[0]} is not the file that {MANIFEST} names",
             "it was edited or damaged; restore it, or make the folder again",
         )
-    digests = model.digests()
-    for name, digest in digests.items():
-        if digest != model.manifest["tensors"][name]["digest"]:
+    digests = {}
+    for name in sorted(model.tensors):
+        tensor = model.tensors[name]
+        digests[name] = tensor_digest(name, tensor)
+        if digests[name] != model.manifest["tensors"][name]["digest"]:
             raise Refused(
                 f"{model.folder}: {name} does not match its digest in {MANIFEST}",
                 "the file was damaged or edited; make the folder again",
             )
+        yield name, tensor
     if merkle_root(digests) != model.root:
         raise Refused(
             f"{model.folder}: the Merkle root in {MANIFEST} is not that of its tensors", "make the folder again"

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgeqaf import __version__, plugins
+from edgeqaf import __version__, plugins, ranks
 from edgeqaf.errors import EdgeqafError, Interrupted, UsageError
 
 ORDER = (
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+    if not ranks.first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # one rank speaks for all
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     sys.exit(_flushed(run(arguments)))
@@ -117,6 +119,8 @@ def _globals(
 
 
 def _fail(cause: str, remedy: str, code: int) -> int:
+    if getattr(sys.exception(), "echo", False):
+        return code  # another rank says it
     one_line = " ".join(str(cause).split())
     sys.stderr.write(f"error: {one_line}\n")
     if remedy:

@@ -56,16 +56,24 @@ class Combined(Adapter):
             folded = replace(folded, **{slot.value: getattr(own, slot.value) for slot in part.writes})
         return folded
 
+    def changed(self) -> None:
+        for part in self.parts():
+            part.changed()
+
     def active(self) -> bool:
         return any(part.active() for part in self.parts())
 
     def gradients(self, layer: QLinear, flow: Flow) -> list[Tensor | None]:
-        """Every part's gradients in order; dL/dW is formed once where several need it."""
+        """Every part's gradients in order; dL/dW is formed once where several need it.
+
+        A part without parameters moves its integers at once: it comes last, so that the others' are of the forward.
+        """
         flow = replace(flow, shared={})
-        found: list[Tensor | None] = []
-        for part in self.parts():
-            found += part.gradients(layer, flow) if part.active() else [None] * len(list(part.parameters()))
-        return found
+        counts = {part: len(list(part.parameters())) for part in self.parts()}
+        found: dict[Any, list[Tensor | None]] = {}
+        for part in sorted(counts, key=lambda part: counts[part] == 0):
+            found[part] = part.gradients(layer, flow) if part.active() else [None] * counts[part]
+        return [grad for part in counts for grad in found[part]]
 
 
 class Together(torch.optim.Optimizer):

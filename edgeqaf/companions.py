@@ -1,13 +1,19 @@
-"""Config and tokenizer files: they travel with the weights, opaque to us, copied byte for byte."""
+"""Config and tokenizer files: they travel with the weights, opaque to us, copied byte for byte.
+
+One of them says more in a model folder than at its source: there config.json names our quantizer, so
+that transformers loads the folder (``edgeqaf.hf``). The key is one line after the opening brace, the
+rest are the source's bytes; a copy that leaves the folder, into an exported one, is without the line.
+"""
 
 import shutil
 from pathlib import Path
 
 from edgeqaf.digest import file_sha256
 
+CONFIG = "config.json"
 # What a model folder carries beside its weights; each is opaque to us and copied as it is.
 COMPANIONS = (
-    "config.json",
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -18,13 +24,25 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
 )
+QUANT_METHOD = "edgeqaf"
+QUANTIZATION = "quantization_config"
+LINE = f'\n "{QUANTIZATION}": {{"quant_method": "{QUANT_METHOD}"}},'.encode()
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy config and tokenizer files that exist in ``source``."""
+    """Copy config and tokenizer files that exist in ``source``; config.json as it was before `name_quantizer`."""
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if (target / CONFIG).is_file():
+        head, brace, rest = (target / CONFIG).read_bytes().partition(b"{")
+        (target / CONFIG).write_bytes(head + brace + rest.removeprefix(LINE))
+
+
+def name_quantizer(folder: Path) -> None:
+    """Put the line into a copied config.json by which transformers finds our quantizer."""
+    head, brace, rest = (folder / CONFIG).read_bytes().partition(b"{")
+    (folder / CONFIG).write_bytes(head + brace + LINE + rest)
 
 
 def companions_digest(folder: Path) -> dict[str, str]:

@@ -38,6 +38,10 @@ class VerificationFailed(EdgeqafError):
     exit_code = 4
 
 
+class Diverged(VerificationFailed):
+    """Training came to a loss or a gradient that is no finite number, and stopped before it took the step."""
+
+
 class OutOfResources(EdgeqafError):
     """Disk or memory is too small for what was asked."""
 

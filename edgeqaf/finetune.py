@@ -8,13 +8,13 @@
     edgeqaf.json                  written last: kind "run", parent root, digest of every tensor as folded
                                   at the end of training, how far each layer moved, final losses
 
-A run resumed from any checkpoint ends in the same bits as one never interrupted (same thread count).
+A run resumed from any checkpoint ends in the same bits as one never interrupted (same thread count). Started
+by torchrun or accelerate, all ranks run `finetune`; the first one writes and speaks (`edgeqaf.ranks`).
 """
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +22,26 @@ import torch
 from torch import nn
 from transformers import TrainerState, TrainingArguments
 
-from edgeqaf import __version__, checkpoint
+from edgeqaf import __version__, checkpoint, ranks
+from edgeqaf.callbacks import Interrupt, Progress, read_log
 from edgeqaf.checkpoint import FORMAT, MANIFEST
-from edgeqaf.console import progress, say
-from edgeqaf.data.batches import Collator, PackedCollator, packs, require_apart
-from edgeqaf.data.reading import digest, read_rows
-from edgeqaf.data.split import Split, remarks, split
+from edgeqaf.console import be_quiet, progress, say
+from edgeqaf.data.split import remarks
 from edgeqaf.errors import Interrupted, Refused
 from edgeqaf.jsonfile import read_json, write_json
-from edgeqaf.method import Course, Options, Tuning, method_of
-from edgeqaf.modeling import build
+from edgeqaf.method import Course
 from edgeqaf.movement import layer_movements, require_moved, total
+from edgeqaf.nn import qlinears
+from edgeqaf.order import Order
+from edgeqaf.prepare import Prepared, Settings, batched, prepare, require_alike
+from edgeqaf.resume import ADAPTER, STATE, checkpoints, load_parameters, parameters
 from edgeqaf.run import CHECKPOINTS, CONFIG, LOG, SETTINGS, folded_digests
+from edgeqaf.sharding import assembled, shard, wanted
 from edgeqaf.staging import require_new, staged
-from edgeqaf.tokenizer import Tokenizer
 from edgeqaf.trackers import require_trackers, write_into
-from edgeqaf.trainer import ADAPTER, GridTrainer, Interrupt, Progress, checkpoints, load_parameters, parameters
+from edgeqaf.trainer import GridTrainer, require_same_everywhere
 
-STATE = "trainer_state.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """One run's settings; all that decides its bits, beside the base and the data.
-
-    batch: rows per micro-batch, or, with packing, sequences of several rows; accumulate: micro-batches
-    per step; max_length: tokens a row may have; holdout: share of rows (at most 256) kept for the held-out
-    loss when no file is given; eval_every, save_every: in optimizer steps; options: the method's own.
-    """
-
-    method: str = "lowrank"
-    steps: int = 300
-    batch: int = 16
-    accumulate: int = 1
-    max_length: int = 256
-    seed: int = 0
-    holdout: float = 0.05
-    eval_every: int = 100
-    save_every: int = 100
-    threads: int = 0
-    columns: Sequence[str] = ()
-    packing: bool = False
-    drop_duplicates: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+__all__ = ["Settings", "finetune"]
 
 
 def finetune(base: Path, data: Path | str, out: Path, settings: Settings, *, eval_data: Path | str | None = None,
@@ -72,67 +49,54 @@ def finetune(base: Path, data: Path | str, out: Path, settings: Settings, *, eva
     """Train and write the run folder ``out``; return its manifest.
 
     data, eval_data: what `edgeqaf.data.read_rows` reads. report_to: trackers that transformers knows by name.
-    Raises VerificationFailed when the run is inert, Interrupted when stopped by a signal (its
-    checkpoint is then on disk), Refused for a resume with other settings, base or data.
+    Raises VerificationFailed when the run is inert or its loss no number, Interrupted when stopped by a signal
+    (its checkpoint is then on disk), Refused for a resume with other settings, base or data. What one of several
+    ranks raises, all raise.
     """
-    require_trackers(report_to)
-    model_folder = checkpoint.load(base)
-    method, options = method_of(settings.method, settings.options)
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
-    tokenizer = Tokenizer(base)
-    rows, digests = read(data, eval_data, settings, tokenizer)
-    record = _record(base, model_folder.root, digests, settings, out)
-    checkpoint.verify(model_folder)
-    model = method.attach(build(model_folder.config, model_folder.tensors), options, settings.seed)
-    if settings.packing:
-        require_apart(model, model_folder.config["model_type"])
-    _open_run(out, record, resume=resume, force=force)
-    if (out / MANIFEST).is_file():
-        say(f"{out} is already complete")
-        return checkpoint.read_manifest(out)
-    _announce(rows, settings)
-    with progress(f"finetune {settings.method}", settings.steps) as advance:
-        trainer = _trainer(out, model, method, options, settings, rows, tokenizer.pad, advance, report_to)
-        _train(trainer, model, next(reversed(checkpoints(out / CHECKPOINTS)), None))
-    if any(isinstance(c, Interrupt) and c.stopped for c in trainer.callback_handler.callbacks):
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {settings.steps}", "run the same command with --resume"
-        )
-    return _finish(out, model, method, options, settings, record, rows, trainer)
+    with ranks.joined():
+        if not ranks.first():
+            be_quiet(True)
+        with ranks.agreed():
+            require_trackers(report_to)
+            run = prepare(base, data, out, settings, eval_data)
+        require_alike(run.record)
+        if ranks.alone(lambda: _open_run(out, run.record, resume=resume, force=force)):
+            say(f"{out} is already complete")
+            return ranks.alone(lambda: checkpoint.read_manifest(out))
+        _announce(run)
+        with progress(f"finetune {settings.method}", settings.steps) as advance:
+            trainer = _trainer(run, advance, report_to)
+            _train(trainer, ranks.alone(lambda: next(reversed(checkpoints(out / CHECKPOINTS)), None)))
+        if any(isinstance(c, Interrupt) and c.stopped for c in trainer.callback_handler.callbacks):
+            raise ranks.echoed(
+                Interrupted(
+                    f"stopped at step {trainer.state.global_step} of {settings.steps}",
+                    "run the same command with --resume",
+                ),
+                ranks.first(),
+            )
+        _measure_the_end(trainer)
+        with assembled(run.model):
+            require_same_everywhere(run.model)
+            return ranks.alone(lambda: _finish(run))
 
 
-def read(
-    data: Path | str, eval_data: Path | str | None, settings: Settings, tokenizer: Tokenizer
-) -> tuple[Split, dict[str, str | None]]:
-    """The data of a run, divided; and the digests of ``data`` and ``eval_data``."""
-    rows = read_rows(data, settings.columns)
-    held_out = None if eval_data is None else read_rows(eval_data, settings.columns)
-    digests = {
-        "data": digest(data, rows),
-        "eval_data": None if eval_data is None or held_out is None else digest(eval_data, held_out),
-    }
-    divided = split(
-        rows, held_out, tokenizer, settings.max_length, share=settings.holdout, seed=settings.seed,
-        drop_duplicates=settings.drop_duplicates,
-    )  # fmt: skip
-    return divided, digests
-
-
-def _announce(rows: Split, settings: Settings) -> None:
-    say(f"{len(rows.train)} rows to train on, {len(rows.held_out)} held out")
-    for remark in remarks(rows.counts, settings.max_length, dropped=settings.drop_duplicates):
+def _announce(run: Prepared) -> None:
+    settings, counts = run.settings, run.rows.counts
+    say(f"{len(run.rows.train)} rows to train on, {len(run.rows.held_out)} held out")
+    for remark in remarks(counts, settings.max_length, dropped=settings.drop_duplicates):
         say(remark)
+    if ranks.count() > 1:
+        rows, micro = ranks.shared(settings.batch, settings.accumulate)
+        kept = "float parameters sharded" if wanted() else "each with the whole model"
+        say(
+            f"{ranks.count()} ranks, {kept}: {settings.batch * settings.accumulate} rows a step, "
+            f"{micro} x {rows} on each"
+        )
 
 
-def _record(base: Path, root: str, digests: dict[str, str | None], settings: Settings, out: Path) -> dict[str, Any]:
-    return {
-        **asdict(settings), "columns": list(settings.columns), "options": dict(settings.options),
-        "base": os.path.relpath(base, out), "base_root": root, **digests,
-    }  # fmt: skip
-
-
-def _open_run(out: Path, record: dict[str, Any], *, resume: bool, force: bool) -> None:
-    """Make the run folder, or check that a resumed one is the same run."""
+def _open_run(out: Path, record: dict[str, Any], *, resume: bool, force: bool) -> bool:
+    """Make the run folder, or check that a resumed one is the same run; whether it is complete already."""
     if resume and (out / SETTINGS).is_file():
         before = read_json(out / SETTINGS)
         changed = [key for key in record if key != "base" and before.get(key) != record[key]]
@@ -140,28 +104,25 @@ def _open_run(out: Path, record: dict[str, Any], *, resume: bool, force: bool) -
             key = changed[0]
             raise Refused(
                 f"{out} was started with {key} = {before.get(key)!r}, not {record[key]!r}",
-                "resume with the settings, base and data it was started with, or choose another output",
+                "resume with the settings, base, data and ranks it was started with, or choose another output",
             )
-        return
+        for left in [*out.glob(".*.part"), *(out / CHECKPOINTS).glob(".*.part")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()  # of a process that was killed
+        return (out / MANIFEST).is_file()
     require_new(out, force)
     with staged(out, force=force) as part:
         (part / CHECKPOINTS).mkdir(parents=True)
         write_json(part / SETTINGS, record)
+    return False
 
 
-def batched(rows: Split, settings: Settings, pad: int) -> tuple[list[Any], list[Any], Any]:
-    """(training items, held-out items, collator): examples padded, or packed; held-out ones never share a sequence."""
-    if settings.packing:
-        return packs(rows.train, settings.max_length), [[e] for e in rows.held_out], PackedCollator(pad)
-    return rows.train, rows.held_out, Collator(pad)
-
-
-def _trainer(out: Path, model: nn.Module, method: Tuning, options: Options, settings: Settings, rows: Split, pad: int,
-             advance: Any, report_to: Sequence[str]) -> GridTrainer:  # fmt: skip
-    train, held_out, collator = batched(rows, settings, pad)
+def _trainer(run: Prepared, advance: Any, report_to: Sequence[str]) -> GridTrainer:
+    settings, model = run.settings, run.model
+    train, held_out, collator = batched(run.rows, settings, run.pad)
+    rows, micro = ranks.shared(settings.batch, settings.accumulate)
     arguments = TrainingArguments(
-        output_dir=str(out / CHECKPOINTS), max_steps=settings.steps, per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=settings.batch, gradient_accumulation_steps=settings.accumulate, max_grad_norm=0.0,
+        output_dir=str(run.out / CHECKPOINTS), max_steps=settings.steps, per_device_train_batch_size=rows,
+        gradient_accumulation_steps=micro, max_grad_norm=0.0,
         seed=settings.seed, data_seed=settings.seed, logging_steps=1, logging_nan_inf_filter=False,
         eval_strategy="steps" if held_out else "no", eval_steps=settings.eval_every, prediction_loss_only=True,
         save_strategy="steps", save_steps=settings.save_every, disable_tqdm=True, report_to=[], use_cpu=True,
@@ -170,19 +131,31 @@ def _trainer(out: Path, model: nn.Module, method: Tuning, options: Options, sett
     arguments.report_to = list(report_to)  # transformers adds to it where a cluster's environment asks for it
 
     def measure() -> dict[str, float]:
-        moved = total(layer_movements(model))
+        with assembled(model):
+            moved = total(layer_movements(model))
         return {"moved": moved.share} if moved.weights else {}
 
+    if wanted():
+        shard(model)
+    optimizer, schedule = run.method.optimizer(model, run.options, Course(settings.steps, micro))
+    optimizer.register_step_post_hook(lambda *_: _changed(model))
     trainer = GridTrainer(
-        out / CHECKPOINTS, model=model, args=arguments, train_dataset=train, eval_dataset=held_out or None,
-        data_collator=collator, callbacks=[Progress(out / LOG, advance, measure), Interrupt()],
-        optimizers=method.optimizer(model, options, Course(settings.steps, settings.accumulate)),
+        run.out / CHECKPOINTS, Order(len(train), settings.steps, rows, micro, settings.seed),
+        [held_out[i : i + settings.batch] for i in range(0, len(held_out), settings.batch)], run.blame,
+        model=model, args=arguments, train_dataset=train, eval_dataset=held_out or None, data_collator=collator,
+        callbacks=[Progress(run.out / LOG, advance, measure), Interrupt()], optimizers=(optimizer, schedule),
     )  # fmt: skip
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-    write_into(out, trainer.callback_handler.callbacks)
+    write_into(run.out, trainer.callback_handler.callbacks)
     return trainer
+
+
+def _changed(model: nn.Module) -> None:
+    """Have every layer folded anew: FSDP changes parameters where neither address nor version shows it."""
+    for layer in qlinears(model).values():
+        layer.changed()
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
@@ -190,48 +163,49 @@ def _write(path: Path, value: dict[str, Any]) -> None:
         write_json(part, value)
 
 
-def _train(trainer: GridTrainer, model: nn.Module, last: Path | None) -> None:
+def _train(trainer: GridTrainer, last: Path | None) -> None:
     """Train from the checkpoint ``last`` (or from the start) to the end."""
     if last is not None and TrainerState.load_from_json(str(last / STATE)).global_step >= trainer.args.max_steps:
-        load_parameters(model, last / ADAPTER)  # transformers would take one step too many
+        load_parameters(trainer.model, last / ADAPTER)  # transformers would take one step too many
         trainer.state = TrainerState.load_from_json(str(last / STATE))
         return
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
 
-def _final_losses(out: Path, trainer: GridTrainer) -> tuple[float, float | None]:
-    """Mean training loss of the last tenth of the run, and the held-out loss at its end."""
-
-    def read() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (out / LOG).read_text("utf-8").splitlines()]
-
-    steps = trainer.args.max_steps
-    losses = [entry["loss"] for entry in read() if "loss" in entry][-max(1, steps // 10) :]
-    if trainer.eval_dataset and not any("eval_loss" in e and e["step"] == steps for e in read()):
+def _measure_the_end(trainer: GridTrainer) -> None:
+    """Take the held-out loss of the last step, unless it was due and taken."""
+    logged = trainer.state.log_history
+    if trainer.held_out and not any("eval_loss" in e and e["step"] == trainer.args.max_steps for e in logged):
         trainer.evaluate()
-    held_out = [entry["eval_loss"] for entry in read() if "eval_loss" in entry][-1:]
+
+
+def _final_losses(run: Prepared) -> tuple[float, float | None]:
+    """Mean training loss of the last tenth of the run, and the held-out loss at its end."""
+    entries = [entry for entry, _ in read_log(run.out / LOG)]
+    losses = [entry["loss"] for entry in entries if "loss" in entry][-max(1, run.settings.steps // 10) :]
+    held_out = [entry["eval_loss"] for entry in entries if "eval_loss" in entry][-1:]
     return sum(losses) / len(losses), held_out[0] if held_out else None
 
 
-def _finish(out: Path, model: nn.Module, method: Tuning, options: Options, settings: Settings,
-            record: dict[str, Any], rows: Split, trainer: GridTrainer) -> dict[str, Any]:  # fmt: skip
+def _finish(run: Prepared) -> dict[str, Any]:
     """Write adapter and manifest; then judge the run."""
     from safetensors.torch import save_file
 
+    out, model, method, settings = run.out, run.model, run.method, run.settings
     movements = layer_movements(model)
-    loss, held_out = _final_losses(out, trainer)
+    loss, held_out = _final_losses(run)
     about = method.describe(model)
     layers = {name: asdict(m) | about.get(name, {}) for name, m in movements.items()}
     manifest = {
-        "format": FORMAT, "kind": "run", "parent": record["base_root"], "method": settings.method,
+        "format": FORMAT, "kind": "run", "parent": run.record["base_root"], "method": settings.method,
         "lossless": method.lossless, "folded": folded_digests(model), "layers": layers,
         "training_loss": loss, "held_out_loss": held_out, "steps": settings.steps,
-        "rows": asdict(rows.counts) | {"held_out": len(rows.held_out)},
+        "rows": asdict(run.rows.counts) | {"held_out": len(run.rows.held_out)},
         "tool": {"edgeqaf": __version__, "torch": torch.__version__},
     }  # fmt: skip
     with staged(out / ADAPTER, force=True) as part:
         save_file(parameters(model), part)
-    _write(out / CONFIG, {"method": settings.method, "options": options.model_dump(), "seed": settings.seed})
+    _write(out / CONFIG, {"method": settings.method, "options": run.options.model_dump(), "seed": settings.seed})
     _write(out / MANIFEST, manifest)
     if method.lossless:
         require_moved(total(movements), settings.method)

@@ -61,7 +61,7 @@ def open_lossless(run: Path, base: Path | None = None) -> tuple[QModel, nn.Modul
     if not method.lossless:
         raise Refused(
             f"{run}: {manifest['method']} cannot be merged exactly: its delta is no change of integers",
-            "use a lossless method (lowrank, lota), or measure the loss: edgeqaf eval RUN --requantize",
+            "use a lossless method (codes, lowrank), or measure the loss: edgeqaf eval RUN --requantize",
         )
     return model_folder, model, manifest
 

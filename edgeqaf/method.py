@@ -100,7 +100,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     for name, layer in qlinears(model).items():
         if layer.adapter is not None:
             path = name.removesuffix("weight") + "adapter."
-            found |= {path + key: tensor.data for key, tensor in layer.adapter.state_dict(keep_vars=True).items()}
+            found |= {path + key: tensor.data for key, tensor in layer.adapter.state().items()}
     return dict(sorted(found.items()))
 
 

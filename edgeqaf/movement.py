@@ -15,7 +15,8 @@ from edgeqaf.qtensor import QTensor
 if TYPE_CHECKING:  # counting movements in a manifest needs no torch
     from torch import nn
 
-INERT = 0.005  # share of codes or zeros below which a run changed nothing
+INERT = 0.005  # share of codes, zeros or scales below which a run changed nothing
+HOT, FAR, SATURATED = 0.4, 0.03, 0.05  # shares above which recovery runs went wrong (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,30 @@ def total(movements: Mapping[str, Movement]) -> Movement:
     return sum(movements.values(), Movement())
 
 
+def hints(moved: Movement, done: float) -> list[str]:
+    """What a person should know of how far a run has moved the codes at the share ``done`` of its steps."""
+    said = []
+    if done < 1 and moved.share < INERT:
+        said.append(f"only {moved.share:.3%} has moved after {done:.0%} of the steps: raise --lr, or stop")
+    far = moved.moved_far / max(moved.weights, 1)
+    if moved.moved / max(moved.weights, 1) > HOT or far > FAR:
+        said.append(
+            f"{moved.moved / moved.weights:.0%} of the codes moved, {far:.1%} by more than one step: well for a new "
+            "task, too hot to recover a base; a lower --lr forgets less"
+        )
+    gained = (moved.saturated - moved.saturated_before) / max(moved.weights, 1)
+    if gained > SATURATED:
+        said.append(f"codes at the ends of the grid rose by {gained:.1%} of all: a lower --lr, or a wider grid")
+    return said
+
+
 def require_moved(moved: Movement, method: str) -> None:
     """Raise VerificationFailed for an inert run."""
     if moved.share < INERT:
         raise VerificationFailed(
             f"the run is inert: {method} moved {moved.moved} of {moved.weights} codes ({moved.share:.3%}), "
             f"less than {INERT:.1%}",
-            "raise --lr or --steps, or use another method (lowrank); the integers are still the base's",
+            "raise --lr or --steps, or use another method (codes); the integers are still the base's",
         )
 
 

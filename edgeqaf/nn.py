@@ -5,6 +5,7 @@ and backward each decode it anew, a tile of rows at a time, so that float weight
 one tile. The weight is built in float32 and cast once to the type the activations come in.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from edgeqaf.adapter import Adapter
 from edgeqaf.errors import GridError
 from edgeqaf.gradient import Flow
+from edgeqaf.grid import Slot
 from edgeqaf.packed import Packed, pack
 from edgeqaf.qtensor import QTensor, decode
 
@@ -75,6 +77,7 @@ class QLinear(nn.Module):
         self.register_buffer("zero", zero, persistent=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.adapter: Any = None
+        self.reverted: frozenset[Slot] = frozenset()
         self.edits = 0
         self._folded: tuple[Any, Packed] | None = None
         self._decoded: tuple[Packed, Tensor] | None = None
@@ -91,13 +94,18 @@ class QLinear(nn.Module):
 
     @property
     def now(self) -> Packed:
-        """The base with the adapter folded in, packed; folded anew when the adapter has changed."""
+        """The base with the adapter folded in, packed; folded anew when the adapter has changed.
+
+        Slots in ``reverted`` stay the base's (`edgeqaf.attribution`).
+        """
         if self.adapter is None:
             return self.base
-        state = (self.edits, *((t.data_ptr(), t._version) for t in self.adapter.state_dict(keep_vars=True).values()))
+        state = (self.edits, *((t.data_ptr(), t._version) for t in self.adapter.state().values()))
         if self._folded is None or self._folded[0] != state:
             with torch.no_grad():
-                self._folded = (state, self.adapter.fold_packed(self.base))
+                folded = self.adapter.fold_packed(self.base)
+            back = {slot.value: getattr(self, slot.value) for slot in self.reverted}
+            self._folded = (state, replace(folded, **back))
         return self._folded[1]
 
     def attach(self, adapter: Adapter) -> None:
@@ -114,6 +122,8 @@ class QLinear(nn.Module):
 
     def changed(self) -> None:
         """Say that the adapter's state was replaced or edited."""
+        if self.adapter is not None:
+            self.adapter.changed()
         self.edits += 1
         self._decoded = None
 

@@ -16,6 +16,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from edgeqaf.sharding import whole
+
 START, RAMP_END, FLOOR, RAMP = 0.05, 0.001, 0.0001, 0.8
 
 
@@ -62,10 +64,10 @@ class TSignSGD(torch.optim.Optimizer):
             grad = mean.mul_(group["momentum"]).add_(grad)
         size = grad.abs()
         share = keep(taken, group["steps"], group["schedule"])
-        moving = size > max(group["tau"], threshold(size, share))
+        moving = size > max(group["tau"], threshold(whole(size), share))
         p.sub_(torch.sign(grad) * moving).clamp_(-1, 1)
         if group["momentum"]:
-            state["mean"][moving] = 0
+            state["mean"].masked_fill_(moving, 0)
 
 
 def keep(step: int, steps: int, schedule: str) -> float:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from edgeqaf import checkpoint
 from edgeqaf.data.split import Split
-from edgeqaf.finetune import Settings, batched, read
 from edgeqaf.method import Course, Options, Tuning, adapter_state, method_of, trainable
 from edgeqaf.modeling import build
 from edgeqaf.nn import qlinears
 from edgeqaf.packed import TILE
+from edgeqaf.prepare import Settings, batched, read
 from edgeqaf.tokenizer import Tokenizer
 
 FLOAT = 4  # bytes

@@ -20,6 +20,7 @@ KINDS = {
     "adapters": ("edgeqaf.adapters", "adapter"),
     "sources": ("edgeqaf.data.sources", "source"),
     "commands": ("edgeqaf.commands", "command"),
+    "tasks": ("edgeqaf.bench.tasks", "task"),
     "exporters": ("exporters", "exporter"),
     "runtimes": ("runtime_tests.runtimes", "runtime"),
 }

@@ -14,7 +14,7 @@ from edgeqaf.jsonfile import read_json
 from edgeqaf.method import Tuning, method_of
 from edgeqaf.modeling import build
 from edgeqaf.nn import qlinears, to_numpy
-from edgeqaf.trainer import ADAPTER, load_parameters
+from edgeqaf.resume import ADAPTER, load_parameters
 
 SETTINGS, LOG, CONFIG, CHECKPOINTS = "finetune.json", "log.jsonl", "adapter_config.json", "checkpoints"
 

@@ -1,155 +1,202 @@
-"""The training loop: transformers' Trainer, told what a checkpoint of ours holds.
+"""The training loop: transformers' Trainer, told how ranks act as one and what a checkpoint of ours holds.
 
-Three things differ from the stock Trainer. A checkpoint holds the trained parameters only (the base
-is on disk already), it appears whole or not at all, and an interrupt finishes the step and saves.
+What differs from the stock Trainer: rows come in an order that does not depend on the number of ranks
+(`edgeqaf.order`); losses and gradients are sums over all ranks, added up in their order; a loss or
+gradient that is no number stops the run before the step is taken; and a checkpoint holds the trained
+parameters only (the base is on disk already), appears whole or not at all, and is refused where ranks
+differ by a bit.
 """
 
-import json
-import os
+import math
 import shutil
-import signal
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import Trainer, TrainerCallback
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
-from edgeqaf.console import Advance
-from edgeqaf.method import adapter_state
+from edgeqaf import ranks
+from edgeqaf.data.examples import IGNORED
+from edgeqaf.errors import Diverged, OutOfResources
+from edgeqaf.guards import require_finite_gradients
+from edgeqaf.method import trainable
 from edgeqaf.nn import qlinears
+from edgeqaf.order import Order
+from edgeqaf.resume import (
+    ADAPTER,
+    OPTIMIZER,
+    RANDOM,
+    SCHEDULER,
+    STATE,
+    checkpoints,
+    load_parameters,
+    load_torch,
+    parameters,
+    save_torch,
+)  # fmt: skip
+from edgeqaf.sharding import assembled, deal_state, is_sharded, whole
 from edgeqaf.staging import staged
 
-ADAPTER = "adapter_model.safetensors"
 KEPT = 2  # checkpoints kept on disk
 
 
 class GridTrainer(Trainer):  # type: ignore[misc]
-    """Trainer whose checkpoints live in ``folder`` as ``step-000100/``, staged and renamed."""
+    """Trainer whose checkpoints live in ``folder`` as ``step-000100/``.
 
-    def __init__(self, folder: Path, **kwargs: Any) -> None:
+    order: of the training items; held_out: micro-batches for the held-out loss; blame: says of training items
+    which rows of the data they are.
+    """
+
+    def __init__(self, folder: Path, order: Order, held_out: Sequence[Any], blame: Callable[[Sequence[Any]], str],
+                 **kwargs: Any) -> None:  # fmt: skip
         super().__init__(**kwargs)
-        self.folder = folder
-        self._staging: Path | None = None
+        self.folder, self.order, self.held_out, self.blame = folder, order, held_out, blame
+        self._losses: list[Tensor] = []  # of this step's micro-batches, each over all ranks
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This rank's micro-batches through the whole run, as one epoch."""
+        return DataLoader(self.train_dataset, batch_sampler=self.order, collate_fn=self._collate)
+
+    def _collate(self, items: list[Any]) -> dict[str, Any]:
+        """A micro-batch; an empty one is some row without labels, whose loss and gradients are zero."""
+        batch: dict[str, Any] = self.data_collator(items or [self.train_dataset[0]])
+        return batch if items else batch | {"labels": torch.full_like(batch["labels"], IGNORED)}
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """Distribute the model ourselves: accelerate would let the backend choose the order of sums."""
+        if ranks.count() == 1:
+            return model
+        prepared: nn.Module = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        if is_sharded(prepared) or not trainable(prepared):
+            return prepared
+        wrapped = nn.parallel.DistributedDataParallel(prepared, broadcast_buffers=False, init_sync=False)
+        wrapped.register_comm_hook(None, _sum_bucket)
+        return wrapped
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; a Diverged says at which step, on which rows, and what is left."""
+        try:
+            return super().train(*args, **kwargs)
+        except Diverged as error:
+            every = [(micro, rank) for micro in range(len(self._losses)) for rank in range(ranks.count())]
+            raise error if error.remedy else self._diverged(error.cause, every) from None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Forward and backward of one micro-batch, and at the step's last one the guard on its gradients."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            require_finite_gradients(self.model)
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+                     num_items_in_batch: Any = None) -> Any:  # fmt: skip
+        """This rank's part of a loss that is a sum over ranks; Diverged, before backward, if that is no number."""
+        counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        outputs = model(**inputs, **counted)
+        if counted or bool((inputs["labels"] != IGNORED).any()):
+            loss = outputs.loss if counted else outputs.loss / ranks.count()
+        else:
+            loss = outputs.logits.sum() * 0  # a mean over nothing is no number
+        self._losses.append(ranks.sum_(loss.detach().clone()))
+        if not bool(self._losses[-1].isfinite()):
+            losses = ranks.gathered(float(loss.detach()))
+            rank = next((r for r, value in enumerate(losses) if not math.isfinite(value)), 0)
+            raise self._diverged(f"the loss is {losses[rank]}", [(len(self._losses) - 1, rank)])
+        return (loss, outputs) if return_outputs else loss
+
+    def _diverged(self, cause: str, met: Sequence[tuple[int, int]]) -> Diverged:
+        """``cause`` with the step, the rows of its (micro-batch, rank) pairs ``met``, and the last checkpoint."""
+        step = self.state.global_step
+        rows = self.blame([self.train_dataset[i] for pair in met for i in self.order.batch(step, *pair)])
+        error = Diverged(
+            f"{cause} at step {step + 1}, {rows}; {self._kept()}",
+            "look at these rows, or lower --lr, and train into another output; --resume would meet the same step",
+        )
+        return ranks.echoed(error, ranks.first())
+
+    def _kept(self) -> str:
+        last = next(reversed(checkpoints(self.folder)), None)
+        return "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the step's loss over all ranks."""
+        if "loss" in logs and self._losses:
+            logs["loss"] = float(ranks.in_order(self._losses))
+            self._losses = []
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The mean over held-out items of their micro-batch's loss; ranks take turns at them."""
+        self.model.eval()
+        losses = torch.zeros(len(self.held_out), dtype=torch.float64)
+        for start in range(0, len(losses), ranks.count()):
+            i = start + ranks.rank()
+            inputs = self._prepare_inputs(self.data_collator(self.held_out[min(i, len(losses) - 1)]))
+            loss = self.model(**inputs).loss  # all ranks take part in each forward of a sharded model
+            if i < len(losses):
+                losses[i] = float(loss)
+        sizes = torch.tensor([len(batch) for batch in self.held_out], dtype=torch.float64)
+        metrics = {"eval_loss": float(ranks.sum_(losses) @ sizes / sizes.sum())}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        target = self.folder / f"step-{self.state.global_step:06d}"
-        with staged(target, force=True) as part:
-            self._staging = part.with_suffix(".trainer")
+        optimizer, random = whole(self.optimizer.state_dict()), ranks.gathered(torch.get_rng_state())
+        with assembled(self.model):
+            require_same_everywhere(self.model)
             try:
-                super()._save_checkpoint(model, trial)
-                os.rename(self._staging / f"checkpoint-{self.state.global_step}", part)
-            finally:
-                shutil.rmtree(self._staging, ignore_errors=True)
-                self._staging = None
-        for old in checkpoints(self.folder)[:-KEPT]:
-            shutil.rmtree(old)
+                ranks.alone(lambda: self._write_checkpoint(optimizer, random))
+            except OutOfResources as error:
+                error.remedy = f"free some space, then run the same command with --resume; {self._kept()}"
+                raise
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        Path(str(output_dir)).mkdir(parents=True, exist_ok=True)
-        save_file(parameters(self.model), Path(str(output_dir)) / ADAPTER)
+    def _write_checkpoint(self, optimizer: Any, random: list[Tensor]) -> None:
+        with staged(self.folder / f"step-{self.state.global_step:06d}", force=True) as part:
+            part.mkdir()
+            save_file(parameters(self.model), part / ADAPTER)
+            save_torch(optimizer, part / OPTIMIZER)
+            save_torch(self.lr_scheduler.state_dict(), part / SCHEDULER)
+            save_torch(random, part / RANDOM)
+            self.state.save_to_json(str(part / STATE))
+        for old in checkpoints(self.folder)[:-KEPT]:
+            shutil.rmtree(old.rename(self.folder / f".{old.name}.part"))  # never half there under its name
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_parameters(self.model, Path(resume_from_checkpoint) / ADAPTER)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            inner = self.optimizer.optimizer
+            inner.load_state_dict(deal_state(load_torch(Path(checkpoint) / OPTIMIZER), inner))
+            self.lr_scheduler.load_state_dict(load_torch(Path(checkpoint) / SCHEDULER))
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
-
-
-def parameters(model: torch.nn.Module) -> dict[str, Tensor]:
-    """What an adapter file holds, contiguous and on the CPU."""
-    return {name: tensor.contiguous().cpu() for name, tensor in adapter_state(model).items()}
-
-
-def load_parameters(model: torch.nn.Module, file: Path) -> None:
-    """Fill what ``model`` trains from an adapter file with exactly those names."""
-    from safetensors import SafetensorError
-
-    from edgeqaf.errors import Refused
-
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"{file}: {error}", "the adapter is missing, truncated or corrupt; train it again") from None
-    wanted = adapter_state(model)
-    wrong = sorted(
-        name for name in stored.keys() | wanted.keys()
-        if name not in stored or name not in wanted or stored[name].shape != wanted[name].shape
-        or stored[name].dtype != wanted[name].dtype
-    )  # fmt: skip
-    if wrong:
-        raise Refused(
-            f"{file}: {len(wrong)} tensors do not fit the model, first {wrong[0]}",
-            "it belongs to another base or method",
-        )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(stored[name])
-    for layer in qlinears(model).values():
-        layer.changed()
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            torch.set_rng_state(load_torch(Path(checkpoint) / RANDOM)[ranks.rank()])
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """Shows each step and writes ``log.jsonl``: step, loss, learning rate; held-out loss where measured."""
-
-    def __init__(self, log: Path, advance: Advance, measure: Callable[[], dict[str, float]]) -> None:
-        self.log, self.advance, self.measure = log, advance, measure
-        self._note = ""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop log lines beyond the step that a resumed run starts from."""
-        lines = self.log.read_text("utf-8").splitlines() if self.log.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
-        self.log.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Append what is deterministic; timings stay out of the log."""
-        entry: dict[str, float] = {
-            key: logs[key] for key in ("loss", "learning_rate", "eval_loss") if logs and key in logs
-        }
-        if not entry:
-            return
-        if "eval_loss" in entry:
-            entry |= self.measure()
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **entry}) + "\n")
-        if "loss" in entry:
-            self._note = f"loss {entry['loss']:.3f}"
-        elif "eval_loss" in entry:
-            self._note += f", held-out {entry['eval_loss']:.3f}"
-        self.advance(state.global_step, self._note)
+def require_same_everywhere(model: nn.Module) -> None:
+    """Refuse to go on unless all ranks hold the same trained state and the same folded integers, bit for bit."""
+    if ranks.count() == 1:
+        return
+    held = parameters(model)
+    for name, layer in qlinears(model).items():
+        now = layer.now
+        for part in ("codes", "scale", "zero"):
+            if (tensor := getattr(now, part)) is not None:
+                held[f"{name} ({part})"] = tensor
+    ranks.require_same(held)
 
 
-class Interrupt(TrainerCallback):  # type: ignore[misc]
-    """SIGINT and SIGTERM finish the step, save a checkpoint and stop; a second SIGINT stops at once."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._before: dict[int, Any] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._stop)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stopped and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.stopped:
-            raise KeyboardInterrupt
-        self.stopped = True
+def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's reduction of a bucket of gradients: their sum, in the order of ranks."""
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(ranks.sum_(bucket.buffer()))
+    return done

@@ -25,12 +25,13 @@ import re
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from edgeqaf import ranks
 from edgeqaf.adapter import Adapter
+from edgeqaf.errors import Diverged
 from edgeqaf.gradient import Flow
 from edgeqaf.grid import Slot
 from edgeqaf.method import Course, Method, Options, parts, warm_hold_decay
@@ -59,7 +60,7 @@ class Codes(Adapter):
     def __init__(self, base: Packed, seed: int, group: int) -> None:
         super().__init__()
         out, inputs = base.shape
-        self.grid, self.seed, self.group = base.grid, seed, group
+        self.grid, self.seed, self.group, self.name = base.grid, seed, group, "a layer"
         self.register_buffer("codes", base.codes.clone())
         self.register_buffer("remainder", torch.zeros(out, inputs, dtype=torch.int8))
         self.register_buffer("v_row", torch.zeros(out))
@@ -93,9 +94,7 @@ class Codes(Adapter):
     def update(self, layer: QLinear, grad: Tensor) -> None:
         """One step of the module's equations from dL/dW [out, in], which is overwritten."""
         assert self.pace is not None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(grad)
-            grad /= dist.get_world_size()
+        ranks.sum_(grad)
         now = layer.now
         grad.view(*now.scale.shape, -1).mul_(now.scale[..., None])
         row, column = self._normalisers(grad)
@@ -119,6 +118,8 @@ class Codes(Adapter):
         self.v_col.mul_(keep).add_(columns / len(g), alpha=1 - keep)
         tiny = torch.finfo(torch.float32).tiny
         mean = self.v_row.mean().clamp_min(tiny)
+        if not bool(mean.isfinite()):
+            raise Diverged(f"the gradient of {self.name} is not finite")
         return (self.v_row / mean).clamp_min(tiny).rsqrt(), self.v_col.clamp_min(tiny).rsqrt()
 
     def _move(self, rows: slice, moves: Tensor) -> None:
@@ -162,10 +163,11 @@ class CodesDescent(torch.optim.Optimizer):
 class CodesOptions(Options):
     """lr: code steps per update; 0.03 keeps most of what the base knows, 0.1 learns a task faster.
 
+    None is 0.03 for up to 300 steps, and 0.03 sqrt(300 / steps) beyond, not below 0.003.
     groups: parts of the depth that take turns, one a step; the rate is multiplied by it.
     """
 
-    lr: float = Field(0.03, gt=0, le=8, allow_inf_nan=False)
+    lr: float | None = Field(None, gt=0, le=8, allow_inf_nan=False)
     groups: int = Field(1, ge=1)
 
 
@@ -180,13 +182,14 @@ class CodesMethod(Method):
         for name, layer in qlinears(model).items():
             for part in layer.adapter.modules():
                 if isinstance(part, Codes):
-                    part.group = depths[name] * options.groups // (max(depths.values()) + 1)
+                    part.name, part.group = name, depths[name] * options.groups // (max(depths.values()) + 1)
 
     def layer(self, base: Packed, options: Any, generator: torch.Generator) -> Codes:
         return Codes(base, int(torch.randint(2**31, (), generator=generator)), 0)
 
     def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        descent = CodesDescent(model, options.lr * options.groups, course, options.groups)
+        lr = options.lr if options.lr is not None else max(0.003, 0.03 * min(1.0, 300 / course.steps) ** 0.5)
+        descent = CodesDescent(model, lr * options.groups, course, options.groups)
         return descent, warm_hold_decay(descent, course.steps)
 
 

@@ -66,6 +66,9 @@ class Lota(Adapter):
             self._omega = state, omega_for(counts, self.move_rate)
         return self._omega[1]
 
+    def changed(self) -> None:
+        self._omega = None
+
     def delta(self, q: QTensor, rows: slice) -> Delta:
         """codes: float32 in {-1, 0, 1} [rows, in]; the gradient passes to B A as if it were the product."""
         product = self.b[rows] @ self.a  # integers of at most r in magnitude: exact in float32 in any order

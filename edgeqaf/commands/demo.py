@@ -35,7 +35,7 @@ def command(
     report = [
         "edgeqaf",
         "report",
-        *(str(output / f"run-{m}") for m in ("lowrank", "lota", "lora")),
+        *(str(output / f"run-{m}") for m in ("codes", "lota", "lora")),
         str(output / "dist"),
     ]
     report += [item for score in scores for item in ("--scores", str(score))] + [
@@ -61,17 +61,17 @@ def _script(out: Path, examples: Path, steps: int) -> list[list[str]]:
     return [
         ["python", str(examples / TASK), "-o", str(out / "data")],
         ["edgeqaf", "quantize", str(examples / BASE), "-o", base, "--grid", "q4_0", "--force"],
-        ["edgeqaf", "finetune", base, "-o", str(out / "run-lowrank"), "--method", "lowrank", *tune],
-        ["edgeqaf", "merge", str(out / "run-lowrank"), "-o", merged, "--force"],
+        ["edgeqaf", "finetune", base, "-o", str(out / "run-codes"), "--lr", "0.1", *tune],
+        ["edgeqaf", "merge", str(out / "run-codes"), "-o", merged, "--force"],
         ["edgeqaf", "export", merged, "--format", "gguf,onnx", "-o", dist, "--force"],
         ["edgeqaf", "verify", dist],
         ["edgeqaf", "finetune", base, "-o", str(out / "run-lota"), "--method", "lota", *tune],
         ["edgeqaf", "merge", str(out / "run-lota"), "-o", str(out / "merged-lota"), "--force"],
         ["edgeqaf", "finetune", base, "-o", lora, "--method", "lora", *tune],
         score("1-base", "untuned base", base),
-        score("2-torch", "lowrank, tuned q4_0", dist, "--runtime", "torch"),
-        score("3-onnxruntime", "lowrank, tuned q4_0", dist, "--runtime", "onnxruntime"),
-        score("4-llama-cpp", "lowrank, tuned q4_0", dist, "--runtime", "llama.cpp"),
+        score("2-torch", "codes, tuned q4_0", dist, "--runtime", "torch"),
+        score("3-onnxruntime", "codes, tuned q4_0", dist, "--runtime", "onnxruntime"),
+        score("4-llama-cpp", "codes, tuned q4_0", dist, "--runtime", "llama.cpp"),
         score("5-lota", "LoTA-QAF, tuned q4_0", str(out / "merged-lota")),
         score("6-lora", "LoRA 16 bit, unmerged", lora),
         score("7-requantized", "LoRA merged, quantized again", lora, "--requantize"),

@@ -14,10 +14,10 @@ def command(
         str, typer.Option(help="Training data: .jsonl, .json, .csv, .tsv, .parquet, .txt, or hf:org/name of the Hub.")
     ],
     output: Output,
-    method: Annotated[str, typer.Option(help="Tuning method: lowrank, lota, lora.")] = "lowrank",
+    method: Annotated[str, typer.Option(help="Tuning method, or several: lowrank+scale.")] = "codes",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 300,
-    batch: Annotated[int, typer.Option(min=1, help="Rows per micro-batch.")] = 16,
-    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches per step.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per micro-batch, over all ranks.")] = 16,
+    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches per step; several ranks share them.")] = 1,
     lr: Annotated[float | None, typer.Option(help="Learning rate, in the method's own unit.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
     set_: Annotated[
@@ -53,6 +53,7 @@ def command(
     json: Json = False,
 ) -> None:
     """Tune a quantized base; the loss is that of the integers that will be stored."""
+    from edgeqaf import ranks
     from edgeqaf.console import emit
     from edgeqaf.finetune import Settings, finetune
     from edgeqaf.method import method_of
@@ -67,11 +68,12 @@ def command(
         method_of(method, options)
         _plan(base, data, eval_data, settings, json)
         return
-    claim(output, "run", force or resume)
     trackers = [name for name in listed(report_to) if name != "none"]
-    run = finetune(
-        base, data, output, settings, eval_data=eval_data, resume=resume, force=force, report_to=trackers
-    )  # fmt: skip
+    with ranks.joined():
+        ranks.alone(lambda: claim(output, "run", force or resume))
+        run = finetune(
+            base, data, output, settings, eval_data=eval_data, resume=resume, force=force, report_to=trackers
+        )  # fmt: skip
     _report(run, output)
     if json:
         keys = ("parent", "method", "training_loss", "held_out_loss", "rows")

@@ -1,4 +1,4 @@
-"""What a report is made of: run folders, a dist folder, score files; read, validated, never trusted."""
+"""What a report is made of: run folders, a dist folder (and scores, see scores.py); read, validated, never trusted."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -101,18 +101,6 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Score:
-    """One `edgeqaf eval`: ``matched`` of ``rows`` answers equal the expected text."""
-
-    label: str
-    runtime: str
-    rows: Annotated[int, Field(ge=1, lt=2**63)]
-    matched: Count
-    method: str | None = None
-    root: Digest | None = None
-
-
-@dataclass(frozen=True)
 class _LogLine:
     step: Count
     loss: float | None = None
@@ -134,14 +122,14 @@ def kind(folder: Path) -> str:
 
 def read_run(folder: Path) -> Run:
     """The manifest of a run; raises Refused for counts that cannot be."""
-    run = _read(Run, folder / MANIFEST)
+    run = parse(Run, folder / MANIFEST)
     _require_plausible(run.layers, folder / MANIFEST)
     return run
 
 
 def read_options(folder: Path) -> Mapping[str, Any]:
     """The options of a run's method; empty where the run has no ``adapter_config.json``."""
-    return _read(_Config, folder / CONFIG).options if (folder / CONFIG).is_file() else {}
+    return parse(_Config, folder / CONFIG).options if (folder / CONFIG).is_file() else {}
 
 
 def read_log(folder: Path) -> Log | None:
@@ -163,7 +151,7 @@ def read_log(folder: Path) -> Log | None:
 def read_receipt(folder: Path) -> Receipt:
     """The receipt, its root recomputed from its digests; raises Refused where they disagree."""
     path = folder / MANIFEST
-    receipt = _read(Receipt, path)
+    receipt = parse(Receipt, path)
     _require_plausible(receipt.layers, path)
     require_sound(read_json(path), path)
     return receipt
@@ -186,7 +174,7 @@ def read_verification(folder: Path, receipt: Receipt) -> Verification | None:
     path = folder / VERIFICATION
     if not path.is_file():
         return None
-    found = _read(Verification, path)
+    found = parse(Verification, path)
     for c in found.checks:
         if c.rung not in RUNGS or min(c.differing, c.compared) < 0 or (c.differing and c.verdict is Verdict.EXACT):
             raise Refused(
@@ -200,14 +188,12 @@ def read_verification(folder: Path, receipt: Receipt) -> Verification | None:
     return found
 
 
-def read_score(path: Path) -> Score:
-    """One score file; raises Refused for more matches than rows."""
-    score = _read(Score, path)
-    if score.matched > score.rows:
-        raise Refused(
-            f"{path}: {score.matched} matched of {score.rows} rows", "the file is corrupt; score the model again"
-        )
-    return score
+def parse(type_: type[T], path: Path) -> T:
+    """Parse a JSON file into a dataclass, strictly typed; keys it does not name are left out."""
+    try:
+        return TypeAdapter(type_).validate_json(dumps(read_json(path)), strict=True)
+    except ValidationError as error:
+        raise Refused(f"{path}: {_first(error)}", "the file is damaged, or of another version; make it again") from None
 
 
 def _log_lines(path: Path) -> Iterator[_LogLine]:
@@ -222,14 +208,6 @@ def _log_lines(path: Path) -> Iterator[_LogLine]:
                 raise Refused(
                     f"{path}, line {number}: {_first(error)}", "the log is damaged; remove that line, or train again"
                 ) from None
-
-
-def _read(type_: type[T], path: Path) -> T:
-    """Parse a JSON file into a dataclass, strictly typed; keys it does not name are left out."""
-    try:
-        return TypeAdapter(type_).validate_json(dumps(read_json(path)), strict=True)
-    except ValidationError as error:
-        raise Refused(f"{path}: {_first(error)}", "the file is damaged, or of another version; make it again") from None
 
 
 def _first(error: ValidationError) -> str:

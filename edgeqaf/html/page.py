@@ -6,7 +6,8 @@ from pathlib import Path
 
 from edgeqaf.errors import UsageError
 from edgeqaf.html import inputs
-from edgeqaf.html.inputs import LOG, Log, Receipt, Run, Score
+from edgeqaf.html.inputs import LOG, Log, Receipt, Run
+from edgeqaf.html.scores import Score, read_score
 from edgeqaf.movement import Movement
 from edgeqaf.report import Check, Verdict
 
@@ -81,9 +82,15 @@ class Page:
     scores: Sequence[Score]
 
     @property
-    def scores_by_label(self) -> dict[str, list[Score]]:
-        labels = dict.fromkeys(s.label for s in self.scores)
-        return {label: [s for s in self.scores if s.label == label] for label in labels}
+    def matches_by_label(self) -> dict[str, list[Score]]:
+        """The scores of exact match."""
+        shown = [s for s in self.scores if s.matched is not None]
+        return {label: [s for s in shown if s.label == label] for label in dict.fromkeys(s.label for s in shown)}
+
+    @property
+    def measured(self) -> bool:
+        """Whether any score has more than exact match."""
+        return any(True for score in self.scores for _ in score.figures())
 
     @property
     def layers(self) -> dict[str, Mapping[str, Movement]]:
@@ -99,7 +106,7 @@ class Page:
         given = {
             "a run folder (loss curves)": self.tunings,
             "a dist folder (artifacts, verification)": self.export,
-            "score files (exact match)": self.scores,
+            "score files (what eval found)": self.scores,
         }
         names = [name for name, value in given.items() if not value]
         names += [f"{LOG} of {t.label}" for t in self.tunings if t.log is None]
@@ -116,7 +123,7 @@ def collect(folders: Sequence[Path], scores: Sequence[Path]) -> Page:
     if len(dists) > 1:
         raise UsageError(f"{dists[0]} and {dists[1]} are both dist folders", "a report is about one; make one for each")
     runs = [f for f, k in zip(folders, kinds, strict=True) if k == "run"]
-    return Page(_tunings(runs), _export(dists[0]) if dists else None, [inputs.read_score(path) for path in scores])
+    return Page(_tunings(runs), _export(dists[0]) if dists else None, [read_score(path) for path in scores])
 
 
 def _tunings(folders: Sequence[Path]) -> list[Tuning]:

@@ -30,7 +30,7 @@ REQUESTS: dict[tuple[str, ...], str] = {
     ("verify", "{dist}", "--runtime", "lamma.cpp"): "did you mean llama_cpp",
     ("verify", "{dist}", "--runtime", ","): "names no runtime",
     ("verify", "{dist}", "--threads", "0"): "'--threads'",
-    ("eval", "{merged}"): "Missing option '--data'",
+    ("eval", "{merged}"): "--data and --tasks are the two things to score on",
     ("eval", "{merged}", "--data", "{data}", "--runtime", "llama.cpp"): "needs an exported one",
     ("eval", "{merged}", "--data", "{data}", "--configuration", "fast"): "--configuration is for exported",
     ("eval", "{dist}", "--data", "{data}", "--configuration", "fast"): "no configuration 'fast'",

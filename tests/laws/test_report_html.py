@@ -251,7 +251,7 @@ def test_what_was_not_given_is_left_out_and_named(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "log.jsonl").unlink()
     page = page_of([run])
-    assert "a dist folder (artifacts, verification); score files (exact match); log.jsonl of lowrank." in page
+    assert "a dist folder (artifacts, verification); score files (what eval found); log.jsonl of lowrank." in page
     assert "polyline {" in page
     assert "<polyline" not in page
     assert "<h2>Verification" not in page
@@ -325,6 +325,31 @@ def test_a_verification_that_cannot_be_is_refused(tmp_path, changes, message):
     write_json(exported / "verify.json", json.loads((exported / "verify.json").read_text("utf-8")) | changes)
     with pytest.raises(Refused, match=message):
         page_of([exported])
+
+
+def test_losses_and_tasks_are_shown_without_an_exact_match(tmp_path):
+    score = {
+        "label": HOSTILE, "runtime": "llama_cpp plain", "rows": 9, "loss": 2.1519, "perplexity": 8.6012,
+        "bits_per_byte": 0.80301, "tasks": {HOSTILE: {"acc": 0.25, "acc_stderr": 0.1306, "rows": 12}},
+    }  # fmt: skip
+    write_json(tmp_path / "loss.json", score)
+    page = page_of([], [tmp_path / "loss.json"])
+    for text in ("Losses and tasks", "2.152", "8.601", "0.803", "0.25", "0.1306", "llama_cpp plain"):
+        assert text in page
+    assert "<h2>Exact match</h2>" not in page
+    assert Tags(page).tags <= TAGS
+    both = page_of([], [tmp_path / "loss.json", make_score(tmp_path / "score.json")])
+    assert "<h2>Exact match</h2>" in both
+    assert "2,875 of 3,000" in both
+
+
+def test_a_score_file_without_a_score_is_refused(tmp_path):
+    write_json(tmp_path / "none.json", {"label": "a", "runtime": "b", "rows": 3})
+    with pytest.raises(Refused, match=r"none\.json holds no score"):
+        page_of([], [tmp_path / "none.json"])
+    write_json(tmp_path / "nan.json", {"label": "a", "runtime": "b", "rows": 3, "loss": float("nan")})
+    with pytest.raises(Refused, match="loss: Input should be a finite number"):
+        page_of([], [tmp_path / "nan.json"])
 
 
 def test_a_score_of_more_matches_than_rows_is_refused(tmp_path):

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from edgeqaf.errors import UsageError
-from edgeqaf.exact import A_BOUND, A_STEP, B_BOUND, B_STEP, exact_product, require_exact, rounded_product, snap_a, snap_b
+from edgeqaf.exact import (
+    A_BOUND,
+    A_STEP,
+    B_BOUND,
+    B_STEP,
+    exact_product,
+    require_exact,
+    rounded_product,
+    snap_a,
+    snap_b,
+)
 
 
 def factors(rank: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:

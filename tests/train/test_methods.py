@@ -1,7 +1,5 @@
 """Laws of every tuning method: training sees exactly what merge stores, and step 0 is the base."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch

@@ -1,0 +1,59 @@
+"""Learning rates of the bench: one table, and the values that were tried.
+
+A rate goes by the kind of task: ``task`` (a new format of answers), ``recovery`` (the text the model was
+trained on), ``style`` (text of another kind). `tried` is what `edgeqaf bench methods --plan rates` runs: at
+4 bits, seed 0, on held-out rows that no table shows. LoTA has no rate: its threshold is a schedule.
+"""
+
+from dataclasses import dataclass, field
+
+KINDS = ("task", "recovery", "style")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """``lr`` by kind of task, in the unit of the method; tried: the values compared.
+
+    others: further options that go with it, by kind (the second part of a combination).
+    """
+
+    task: float
+    recovery: float
+    style: float
+    tried: tuple[float, ...]
+    others: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    def of(self, kind: str) -> tuple[tuple[str, float], ...]:
+        """(option, rate) pairs for a kind of task."""
+        more = tuple((option, by_kind[KINDS.index(kind)]) for option, by_kind in self.others.items())
+        return (("lr", getattr(self, kind)), *more)
+
+
+RATES = {
+    "full": Rates(0.01, 0.001, 0.003, tried=(0.001, 0.003, 0.01)),
+    "full-linears": Rates(0.01, 0.003, 0.01, tried=(0.001, 0.003, 0.01)),
+    "lora": Rates(0.02, 0.005, 0.01, tried=(0.002, 0.005, 0.01, 0.02)),
+    "q_bara": Rates(0.01, 0.01, 0.01, tried=(0.002, 0.005, 0.01, 0.02)),
+    "codes": Rates(0.1, 0.03, 0.1, tried=(0.02, 0.03, 0.05, 0.1, 0.2)),
+    "lowrank": Rates(0.1, 0.03, 0.1, tried=(0.01, 0.03, 0.1, 0.2)),
+    "lowrank+scale": Rates(
+        0.1, 0.03, 0.1, tried=(0.03, 0.1), others={"scale.lr": (0.01, 0.01, 0.01)}
+    ),
+    "scale": Rates(0.03, 0.01, 0.03, tried=(0.003, 0.01, 0.03, 0.1)),
+    "qa_hira": Rates(0.3, 0.1, 0.1, tried=(0.03, 0.1, 0.3)),
+    "qa_lora": Rates(0.1, 0.03, 0.1, tried=(0.01, 0.03, 0.1, 0.3)),
+}  # fmt: skip
+# model -> contender -> its rates, where they differ from the table's
+OF_MODEL: dict[str, dict[str, Rates]] = {
+    "storyteller-6m": {
+        "lora": Rates(0.002, 0.002, 0.002, tried=(0.001, 0.002, 0.005)),
+        "q_bara": Rates(0.002, 0.002, 0.002, tried=(0.001, 0.002, 0.005)),
+        "full": Rates(0.0005, 0.0005, 0.0005, tried=(0.0002, 0.0005, 0.001)),
+        "full-linears": Rates(0.001, 0.0005, 0.001, tried=(0.0002, 0.0005, 0.001, 0.002)),
+    }
+}
+
+
+def rates_of(model: str, contender: str) -> Rates | None:
+    """The rates of a contender on a model; None for one without."""
+    return OF_MODEL.get(model, {}).get(contender) or RATES.get(contender)

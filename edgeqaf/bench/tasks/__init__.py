@@ -1,0 +1,1 @@
+"""One file per task of the bench; each exposes ``task``, a `BenchTask`."""

@@ -1,0 +1,75 @@
+"""What a run leaves on disk to go on from: the trained parameters, and beside them the optimizer's state.
+
+A checkpoint is a folder ``step-000100``, staged and renamed, so that it is whole or absent.
+"""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgeqaf.errors import Refused
+from edgeqaf.method import adapter_state
+from edgeqaf.nn import qlinears
+from edgeqaf.sharding import deal, is_sharded
+
+ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
+OPTIMIZER, SCHEDULER, RANDOM = "optimizer.pt", "scheduler.pt", "random.pt"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """What an adapter file holds, contiguous and on the CPU; of a sharded model, to be taken while it is assembled."""
+    held = {name: tensor.contiguous().cpu() for name, tensor in adapter_state(model).items()}
+    return {name: tensor.clone() for name, tensor in held.items()} if is_sharded(model) else held
+
+
+def load_parameters(model: nn.Module, file: Path) -> None:
+    """Fill what ``model`` trains from an adapter file with exactly those names."""
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Refused(f"{file}: {error}", "the adapter is missing, truncated or corrupt; train it again") from None
+    wanted = adapter_state(model)
+    wrong = sorted(
+        name for name in stored.keys() | wanted.keys()
+        if name not in stored or name not in wanted or stored[name].shape != wanted[name].shape
+        or stored[name].dtype != wanted[name].dtype
+    )  # fmt: skip
+    if wrong:
+        raise Refused(
+            f"{file}: {len(wrong)} tensors do not fit the model, first {wrong[0]}",
+            "it belongs to another base or method",
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(deal(stored[name], parameter))
+    for layer in qlinears(model).values():
+        layer.changed()
+
+
+def save_torch(value: Any, file: Path) -> None:
+    """torch.save by way of memory: its own writer hides the system's error number, such as that of a full disk."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    file.write_bytes(buffer.getbuffer())
+
+
+def load_torch(file: Path) -> Any:
+    """The tensors and plain values of a file made by `save_torch`; Refused for anything else."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Refused(
+            f"{file}: {first}", "the checkpoint is damaged; remove its folder, and --resume goes on from the one before"
+        ) from None

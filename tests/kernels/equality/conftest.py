@@ -1,0 +1,35 @@
+"""Kernels against their references: on a GPU where there is one, else in Triton's interpreter.
+
+By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/equality``. The variable must stand before Triton is imported, so
+without a GPU the folder is left alone in any other process; `test_interpreted.py` beside it starts one that has it.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def bfloat16_rounds_to_nearest_even() -> None:
+    """The interpreter cuts float32 off where a GPU rounds (PTX ISA, cvt.rn): let it round."""
+    if not INTERPRETED:
+        return
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cut = InterpreterBuilder.cast_impl
+
+    def rounded(self: Any, value: Any, kind: Any) -> Any:
+        if value.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            bits = value.data.view(np.uint32)
+            assert not np.isnan(value.data).any()
+            return TensorHandle(((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16), kind.scalar)
+        return cut(self, value, kind)
+
+    InterpreterBuilder.cast_impl = rounded

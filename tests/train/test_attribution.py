@@ -1,0 +1,71 @@
+"""Reverting a slot: the loss of the model with that slot as in the base, and nothing left behind."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeqaf import plugins
+from edgeqaf.attribution import attribute, reverted
+from edgeqaf.grid import Slot
+from edgeqaf.method import method_of
+from edgeqaf.movement import Movement, hints
+from edgeqaf.nn import QLinear
+from edgeqaf.qtensor import decode
+from edgeqaf.quantizers.rtn import quantize
+
+
+def model_with(method: str, **state: float) -> tuple[nn.ModuleDict, QLinear]:
+    weights = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    layer = QLinear(quantize(weights, plugins.find("grids", "q4_1")))
+    model = nn.ModuleDict({"layer": layer})
+    made, options = method_of(method, {})
+    made.attach(model, options, 0)
+    for parameter in layer.adapter.parameters():
+        parameter.data = torch.full_like(parameter, 0.5)
+    return model, layer
+
+
+@pytest.mark.parametrize("slot", [Slot.CODES, Slot.SCALE])
+def test_reverting_puts_one_slot_back_and_then_lets_go(slot: Slot) -> None:
+    model, layer = model_with("lowrank+scale")
+    tuned, base = layer.folded(), layer.q
+    assert not torch.equal(tuned.codes, base.codes)
+    assert not torch.equal(tuned.scale, base.scale)
+    with reverted(model, slot):
+        seen = layer.folded()
+    for each in (Slot.CODES, Slot.SCALE):
+        whose = base if each is slot else tuned
+        assert torch.equal(getattr(seen, each.value), getattr(whose, each.value))
+    after = layer.folded()
+    assert torch.equal(after.codes, tuned.codes)
+    assert torch.equal(after.scale, tuned.scale)
+
+
+def test_attribution_names_every_slot_and_is_silent_for_one() -> None:
+    model, layer = model_with("lowrank+scale")
+    losses = attribute(model, lambda: float(layer.weight.square().sum()))
+    codes_back = layer.q.replace(scale=layer.folded().scale)
+    scale_back = layer.folded().replace(scale=layer.q.scale)
+    expected = {"codes": codes_back, "scale": scale_back}
+    assert losses == {slot: float(decode(q).square().sum()) for slot, q in expected.items()}
+    model, layer = model_with("scale")
+    assert attribute(model, lambda: pytest.fail("asked for a loss")) == {}
+
+
+@pytest.mark.parametrize(
+    ("moved", "done", "said"),
+    [
+        (Movement(weights=10_000, moved=40), 0.25, "only 0.400% has moved after 25% of the steps"),
+        (Movement(weights=10_000, moved=4100), 1.0, "41% of the codes moved, 0.0% by more than one step"),
+        (Movement(weights=10_000, moved=2000, moved_far=310), 1.0, "20% of the codes moved, 3.1% by more than one"),
+        (Movement(weights=10_000, moved=900, saturated=1600, saturated_before=1000), 1.0, "rose by 6.0% of all"),
+    ],
+)
+def test_hints_say_what_is_odd(moved: Movement, done: float, said: str) -> None:
+    (hint,) = hints(moved, done)
+    assert said in hint
+
+
+def test_hints_are_silent_on_a_healthy_run() -> None:
+    assert hints(Movement(weights=10_000, moved=1800, moved_far=20, saturated=900, saturated_before=1000), 1.0) == []
