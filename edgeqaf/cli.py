@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     if not ranks.first():
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # one rank speaks for all
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # one rank speaks for all
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold what the terminal cannot show
     sys.exit(_flushed(run(arguments)))

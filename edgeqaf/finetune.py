@@ -3,15 +3,16 @@
     finetune.json                 the settings, the base's root and the data's digest, written first
     log.jsonl                     loss at every step, held-out loss where measured
     checkpoints/step-000100/      the last two, each whole or absent
-    adapter_config.json           method, its options, seed
+    adapter_config.json           what peft reads: of LoRA its own config, else a type that it does not know
     adapter_model.safetensors     the trained parameters
-    edgeqaf.json                  written last: kind "run", parent root, digest of every tensor as folded
-                                  at the end of training, how far each layer moved, final losses
+    edgeqaf.json                  written last: kind "run", parent root, method, its options, seed, digest of
+                                  every tensor as folded at the end of training, movements, final losses
 
 A run resumed from any checkpoint ends in the same bits as one never interrupted (same thread count). Started
 by torchrun or accelerate, all ranks run `finetune`; the first one writes and speaks (`edgeqaf.ranks`).
 """
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,7 +37,7 @@ from edgeqaf.order import Order
 from edgeqaf.prepare import Prepared, Settings, batched, prepare, require_alike
 from edgeqaf.resume import ADAPTER, STATE, checkpoints, load_parameters, parameters
 from edgeqaf.run import CHECKPOINTS, CONFIG, LOG, SETTINGS, folded_digests
-from edgeqaf.sharding import assembled, shard, wanted
+from edgeqaf.sharding import assembled, shard, take_over, wanted
 from edgeqaf.staging import require_new, staged
 from edgeqaf.trackers import require_trackers, write_into
 from edgeqaf.trainer import GridTrainer, require_same_everywhere
@@ -57,16 +58,21 @@ def finetune(base: Path, data: Path | str, out: Path, settings: Settings, *, eva
         if not ranks.first():
             be_quiet(True)
         with ranks.agreed():
+            take_over()
             require_trackers(report_to)
             run = prepare(base, data, out, settings, eval_data)
         require_alike(run.record)
         if ranks.alone(lambda: _open_run(out, run.record, resume=resume, force=force)):
             say(f"{out} is already complete")
             return ranks.alone(lambda: checkpoint.read_manifest(out))
+        last = ranks.alone(lambda: next(reversed(checkpoints(out / CHECKPOINTS)), None))
+        if last is None:
+            with ranks.agreed():
+                run.method.begin(run.model, run.options)
         _announce(run)
         with progress(f"finetune {settings.method}", settings.steps) as advance:
             trainer = _trainer(run, advance, report_to)
-            _train(trainer, ranks.alone(lambda: next(reversed(checkpoints(out / CHECKPOINTS)), None)))
+            _train(trainer, last)
         if any(isinstance(c, Interrupt) and c.stopped for c in trainer.callback_handler.callbacks):
             raise ranks.echoed(
                 Interrupted(
@@ -198,14 +204,16 @@ def _finish(run: Prepared) -> dict[str, Any]:
     layers = {name: asdict(m) | about.get(name, {}) for name, m in movements.items()}
     manifest = {
         "format": FORMAT, "kind": "run", "parent": run.record["base_root"], "method": settings.method,
+        "options": run.options.model_dump(), "seed": settings.seed,
         "lossless": method.lossless, "folded": folded_digests(model), "layers": layers,
         "training_loss": loss, "held_out_loss": held_out, "steps": settings.steps,
         "rows": asdict(run.rows.counts) | {"held_out": len(run.rows.held_out)},
         "tool": {"edgeqaf": __version__, "torch": torch.__version__},
     }  # fmt: skip
     with staged(out / ADAPTER, force=True) as part:
-        save_file(parameters(model), part)
-    _write(out / CONFIG, {"method": settings.method, "options": run.options.model_dump(), "seed": settings.seed})
+        save_file(parameters(model, method.stored_name), part, metadata={"format": "pt"})
+    base = os.path.normpath(out / run.record["base"])
+    _write(out / CONFIG, {**method.adapter_config(model), "base_model_name_or_path": base})
     _write(out / MANIFEST, manifest)
     if method.lossless:
         require_moved(total(movements), settings.method)

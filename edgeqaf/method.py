@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from edgeqaf import plugins
 from edgeqaf.adapter import Adapter
 from edgeqaf.errors import UsageError
+from edgeqaf.hf import PEFT_TYPE
 from edgeqaf.nn import QLinear, qlinears
 from edgeqaf.packed import Packed
 
@@ -53,6 +54,14 @@ class Tuning(ABC):
 
     def begin(self, model: nn.Module, options: Any) -> None:
         """What only a fresh run needs, once attached; a resumed one finds it in its adapter file."""
+
+    def adapter_config(self, model: nn.Module) -> dict[str, Any]:
+        """What peft reads in ``adapter_config.json``: here a type that is none of its own, so it takes us for none."""
+        return {"peft_type": PEFT_TYPE, "task_type": "CAUSAL_LM"}
+
+    def stored_name(self, name: str) -> str:
+        """A parameter's name in the adapter file."""
+        return name
 
     def describe(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """Figures per layer that only this method knows (such as LoTA's threshold)."""

@@ -148,10 +148,22 @@ class QLinear(nn.Module):
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
         """The decoded weights, kept while generation asks for them at every token."""
-        now = self.now
-        if self._decoded is None or self._decoded[0] is not now or self._decoded[1].dtype != dtype:
-            self._decoded = now, decode(now.whole()).to(dtype)
-        return self._decoded[1]
+        now, before = self.now, self._decoded
+        bare = self.adapter is None  # then `now` is made anew each time, of the same tensors
+        same = before is not None and (before[0] is now or (bare and before[0].codes is now.codes))
+        if before is None or not same or before[1].dtype != dtype:
+            self._decoded = before = now, decode(now.whole()).to(dtype)
+        return before[1]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QLinear":
+        """``.to(device)`` moves everything; ``.to(dtype)`` stops at scales and zeros, which say what codes mean."""
+        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False) if buffer.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in kept.items():
+            if (moved := getattr(self, name)).dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        self._folded = self._decoded = None
+        return self
 
     def train(self, mode: bool = True) -> "QLinear":
         self._decoded = None

@@ -140,6 +140,7 @@ def sum_(tensor: "Tensor") -> "Tensor":
     """Add up ``tensor`` over all ranks, in place, in the order of ranks; the same bits on every rank.
 
     Each rank adds up its share of the entries and sends the result to all: what a ring moves, in a fixed order.
+    Two ranks need none of that, as a + b is b + a.
     """
     ranks = count()
     if ranks == 1:
@@ -148,15 +149,19 @@ def sum_(tensor: "Tensor") -> "Tensor":
     import torch.distributed as dist
 
     flat = tensor.reshape(-1)
-    if flat.numel() <= SMALL:
+    if ranks == 2:
+        dist.all_reduce(flat)
+    elif flat.numel() <= SMALL:
         parts = [torch.empty_like(flat) for _ in range(ranks)]
-        dist.all_gather(parts, flat.contiguous())
-        return tensor.copy_(in_order(parts).view_as(tensor))
-    sent = torch.nn.functional.pad(flat, (0, -flat.numel() % ranks))
-    got = torch.empty_like(sent)
-    dist.all_to_all_single(got, sent)
-    dist.all_gather(list(sent.view(ranks, -1)), in_order(list(got.view(ranks, -1))))
-    return tensor.copy_(sent[: flat.numel()].view_as(tensor))
+        dist.all_gather(parts, flat)
+        flat = in_order(parts)
+    else:
+        padded = torch.nn.functional.pad(flat, (0, -flat.numel() % ranks)) if flat.numel() % ranks else flat
+        got = torch.empty_like(padded)
+        dist.all_to_all_single(got, padded)
+        dist.all_gather(list(padded.view(ranks, -1)), in_order(list(got.view(ranks, -1))))
+        flat = padded[: flat.numel()]
+    return tensor if flat.data_ptr() == tensor.data_ptr() else tensor.copy_(flat.view_as(tensor))
 
 
 def in_order(parts: "list[Tensor]") -> "Tensor":

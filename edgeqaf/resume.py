@@ -5,6 +5,7 @@ A checkpoint is a folder ``step-000100``, staged and renamed, so that it is whol
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,19 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
-def parameters(model: nn.Module) -> dict[str, Tensor]:
+def parameters(model: nn.Module, stored_name: Callable[[str], str] = str) -> dict[str, Tensor]:
     """What an adapter file holds, contiguous and on the CPU; of a sharded model, to be taken while it is assembled."""
-    held = {name: tensor.contiguous().cpu() for name, tensor in adapter_state(model).items()}
+    held = {stored_name(name): tensor.contiguous().cpu() for name, tensor in adapter_state(model).items()}
     return {name: tensor.clone() for name, tensor in held.items()} if is_sharded(model) else held
 
 
-def load_parameters(model: nn.Module, file: Path) -> None:
+def load_parameters(model: nn.Module, file: Path, stored_name: Callable[[str], str] = str) -> None:
     """Fill what ``model`` trains from an adapter file with exactly those names."""
     try:
         stored = load_file(file)
     except (OSError, SafetensorError) as error:
         raise Refused(f"{file}: {error}", "the adapter is missing, truncated or corrupt; train it again") from None
-    wanted = adapter_state(model)
+    wanted = {stored_name(name): tensor for name, tensor in adapter_state(model).items()}
     wrong = sorted(
         name for name in stored.keys() | wanted.keys()
         if name not in stored or name not in wanted or stored[name].shape != wanted[name].shape
@@ -73,3 +74,15 @@ def load_torch(file: Path) -> Any:
         raise Refused(
             f"{file}: {first}", "the checkpoint is damaged; remove its folder, and --resume goes on from the one before"
         ) from None
+
+
+def random_state() -> dict[str, Any]:
+    """Where torch's generators are, for models with dropout; nothing of ours draws from them."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put torch's generators back there."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -29,7 +29,7 @@ def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn
     manifest = checkpoint.read_manifest(run)
     if manifest["kind"] != "run":
         raise Refused(f"{run} is a {manifest['kind']} folder, not a run", "pass a folder made by finetune")
-    adapter = _checked(manifest, read_json(run / CONFIG), run)
+    _require_types(manifest, run)
     folder = base or _recorded_base(run)
     model_folder = checkpoint.load(folder)
     if model_folder.root != manifest["parent"]:
@@ -38,9 +38,9 @@ def load_run(run: Path, base: Path | None = None) -> tuple[checkpoint.QModel, nn
             "pass the base it was trained on: --base FOLDER",
         )
     checkpoint.verify(model_folder)
-    method, options = method_of(adapter["method"], adapter["options"])
-    model = method.attach(build(model_folder.config, model_folder.tensors), options, adapter["seed"])
-    load_parameters(model, run / ADAPTER)
+    method, options = method_of(manifest["method"], manifest["options"])
+    model = method.attach(build(model_folder.config, model_folder.tensors), options, manifest["seed"])
+    load_parameters(model, run / ADAPTER, method.stored_name)
     return model_folder, model, method, manifest
 
 
@@ -53,22 +53,12 @@ def _recorded_base(run: Path) -> Path:
     return folder
 
 
-def _checked(manifest: dict[str, Any], adapter: dict[str, Any], run: Path) -> dict[str, Any]:
-    """The adapter's config, once both files are known to hold what is read from them."""
-    wanted: list[tuple[dict[str, Any], str, dict[str, type]]] = [
-        (manifest, MANIFEST, {"parent": str, "method": str, "folded": dict}),
-        (adapter, CONFIG, {"method": str, "options": dict, "seed": int}),
-    ]
-    for values, file, types in wanted:
-        for key, kind in types.items():
-            if not isinstance(values.get(key), kind):
-                raise Refused(f"{run / file}: {key!r} is {values.get(key)!r:.40}", "the file is corrupt; train again")
-    if manifest["method"] != adapter["method"]:
-        raise Refused(
-            f"{run}: {MANIFEST} says {manifest['method']}, {CONFIG} says {adapter['method']}",
-            "the files are of two runs; train again",
-        )
-    return adapter
+def _require_types(manifest: dict[str, Any], run: Path) -> None:
+    """Refuse a manifest without what is read from it."""
+    types = {"parent": str, "method": str, "options": dict, "seed": int, "folded": dict}
+    for key, kind in types.items():
+        if not isinstance(manifest.get(key), kind):
+            raise Refused(f"{run / MANIFEST}: {key!r} is {manifest.get(key)!r:.40}", "the file is corrupt; train again")
 
 
 @torch.no_grad()

@@ -96,11 +96,13 @@ def _followed(items: Iterable[T], advance: Advance) -> list[T]:
 
 
 def subject(folder: Path, *, base: Path | None, requantize: bool, runtime: str | None, configuration: str | None,
-            options: RuntimeOptions) -> Subject:  # fmt: skip
-    """The subject that a folder made by quantize, finetune, merge or export stands for."""
+            options: RuntimeOptions, lora: Path | None = None) -> Subject:  # fmt: skip
+    """The subject that a folder made by quantize, finetune, merge or export stands for; ``lora``: added to a base."""
     manifest = checkpoint.read_manifest(folder)
     kind = manifest["kind"]
-    if requantize and kind != "run":
+    if lora and kind != "base":
+        raise UsageError(f"--lora is for a base folder; {folder} is a {kind} folder", "pass a folder made by quantize")
+    if requantize and kind != "run" and not lora:
         raise UsageError(
             f"--requantize is for a run folder; {folder} is a {kind} folder", "pass the run of a lossy method"
         )
@@ -119,6 +121,8 @@ def subject(folder: Path, *, base: Path | None, requantize: bool, runtime: str |
         return _run(folder, base, requantize)
     model = checkpoint.load(folder)
     checkpoint.verify(model)
+    if lora:
+        return _lora(model, lora, requantize)
     return _torch(kind, model.root, folder, build(model.config, model.tensors))
 
 
@@ -129,13 +133,25 @@ def _run(folder: Path, base: Path | None, requantize: bool) -> Subject:
         return _torch(f"{name}, unmerged", None, base_folder.folder, model)
     if not isinstance(method, Baseline):
         raise Refused(f"{folder}: {name} merges exactly, there is nothing to quantize again", "use edgeqaf merge")
-    tensors = {n: base_folder.tensors[n] for n in base_folder.tensors}
-    quantize = plugins.find("quantizers", base_folder.manifest["options"]["quantizer"])
+    return _requantized(name, base_folder, method, model)
+
+
+def _lora(base: checkpoint.QModel, folder: Path, requantize: bool) -> Subject:
+    """A LoRA adapter that peft wrote, beside the integers of a base or merged and quantized again."""
+    from edgeqaf import peft_adapter
+
+    name, model = f"LoRA {folder.name}", peft_adapter.attach(build(base.config, base.tensors), folder)
+    if requantize:
+        return _requantized(name, base, plugins.find("adapters", "lora"), model)
+    return _torch(f"{name}, unmerged", None, base.folder, model)
+
+
+def _requantized(name: str, base: checkpoint.QModel, method: Baseline, model: nn.Module) -> Subject:
+    tensors = {n: base.tensors[n] for n in base.tensors}
+    quantize = plugins.find("quantizers", base.manifest["options"]["quantizer"])
     for tensor_name, weights in method.merged_weights(model).items():
-        tensors[tensor_name] = quantize(weights.numpy(), plugins.find("grids", base_folder.manifest["options"]["grid"]))
-    return _torch(
-        f"{name}, merged in 16 bit and quantized again", None, base_folder.folder, build(base_folder.config, tensors)
-    )
+        tensors[tensor_name] = quantize(weights.numpy(), plugins.find("grids", base.manifest["options"]["grid"]))
+    return _torch(f"{name}, merged in 16 bit and quantized again", None, base.folder, build(base.config, tensors))
 
 
 def _torch(label: str, root: str | None, folder: Path, model: nn.Module) -> Subject:

@@ -15,11 +15,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from edgeqaf import ranks
+from edgeqaf.errors import UsageError
+
+SHARD = "EDGEQAF_SHARD"
+
+
+def take_over() -> None:
+    """Shard where the launcher asks accelerate to, which does so on no CPU; its other FSDP options are not read."""
+    if os.environ.pop("ACCELERATE_USE_FSDP", "").lower() == "true":
+        os.environ[SHARD] = "true"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise UsageError("DeepSpeed is not supported", "launch with --multi_gpu, or with --use_fsdp to shard")
 
 
 def wanted() -> bool:
-    """Whether the launcher asked for it: ``accelerate launch --use_fsdp``."""
-    return ranks.count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    """Whether to shard: ``accelerate launch --use_fsdp``, or EDGEQAF_SHARD=true with torchrun."""
+    return ranks.count() > 1 and os.environ.get(SHARD, "").lower() == "true"
 
 
 def shard(model: nn.Module) -> None:

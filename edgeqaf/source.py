@@ -50,6 +50,11 @@ class FloatModel(Mapping[str, Floats]):
                 f"{folder / 'config.json'}: architecture {self.architecture!r} is not supported",
                 f"supported: {', '.join(sorted(LINEARS))}",
             )
+        if "quantization_config" in self.config:
+            raise Refused(
+                f"{folder / 'config.json'} has a quantization_config",
+                "pass the float checkpoint, not a quantized one; if its tensors are float, delete that key",
+            )
         self._files = dict(self._stored())
         self._make_head_canonical()
 

@@ -37,7 +37,9 @@ from edgeqaf.resume import (
     load_parameters,
     load_torch,
     parameters,
+    random_state,
     save_torch,
+    set_random_state,
 )  # fmt: skip
 from edgeqaf.sharding import assembled, deal_state, is_sharded, whole
 from edgeqaf.staging import staged
@@ -51,6 +53,8 @@ class GridTrainer(Trainer):  # type: ignore[misc]
     order: of the training items; held_out: micro-batches for the held-out loss; blame: says of training items
     which rows of the data they are.
     """
+
+    control: Any
 
     def __init__(self, folder: Path, order: Order, held_out: Sequence[Any], blame: Callable[[Sequence[Any]], str],
                  **kwargs: Any) -> None:  # fmt: skip
@@ -148,7 +152,7 @@ class GridTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        optimizer, random = whole(self.optimizer.state_dict()), ranks.gathered(torch.get_rng_state())
+        optimizer, random = whole(self.optimizer.state_dict()), ranks.gathered(random_state())
         with assembled(self.model):
             require_same_everywhere(self.model)
             try:
@@ -157,7 +161,7 @@ class GridTrainer(Trainer):  # type: ignore[misc]
                 error.remedy = f"free some space, then run the same command with --resume; {self._kept()}"
                 raise
 
-    def _write_checkpoint(self, optimizer: Any, random: list[Tensor]) -> None:
+    def _write_checkpoint(self, optimizer: Any, random: list[Any]) -> None:
         with staged(self.folder / f"step-{self.state.global_step:06d}", force=True) as part:
             part.mkdir()
             save_file(parameters(self.model), part / ADAPTER)
@@ -179,7 +183,7 @@ class GridTrainer(Trainer):  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            torch.set_rng_state(load_torch(Path(checkpoint) / RANDOM)[ranks.rank()])
+            set_random_state(load_torch(Path(checkpoint) / RANDOM)[ranks.rank()])
 
 
 def require_same_everywhere(model: nn.Module) -> None:
@@ -195,7 +199,7 @@ def require_same_everywhere(model: nn.Module) -> None:
     ranks.require_same(held)
 
 
-def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """DDP's reduction of a bucket of gradients: their sum, in the order of ranks."""
     done: torch.futures.Future[Tensor] = torch.futures.Future()
     done.set_result(ranks.sum_(bucket.buffer()))

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeqaf import plugins
-from edgeqaf.bench.contenders import CONTENDERS, FAMILIES, bits
+from edgeqaf.bench.contenders import CONTENDERS, FAMILIES, UNTUNED, bits
 from edgeqaf.bench.goals import judgements
 from edgeqaf.bench.rates import KINDS, rates_of
-from edgeqaf.bench.summary import STORED, Figure, Summary, rows_of
+from edgeqaf.bench.summary import STORED, Figure, Row, Summary, rows_of
 
 RUNTIMES = {"torch": "PyTorch", "llama_cpp": "llama.cpp", "onnxruntime": "ONNX Runtime"}
 METRICS = {"exact-match": "exact_match", "rouge": "rouge_l"}
@@ -31,14 +31,16 @@ def losses(summary: Summary, model: str) -> Iterator[Table]:
         for grid in FAMILIES[name]:
             found = [(row, [summary.figure(model, task, grid, row) for task in tasks]) for row in rows_of(name)]
             found = [(row, figures) for row, figures in found if any(figures)]
-            if not any(row.form == STORED and row.contender != "untuned" for row, _ in found):
+            folding = [figures for row, figures in found if _folds(row)]
+            if not folding:
                 continue
-            best = [_best(figures) for figures in zip(*(f for r, f in found if r.form == STORED), strict=True)]
-            lines = [
-                [row.title, *(_marked(f, f is not None and row.form == STORED and f.mean == b)
-                              for f, b in zip(figures, best, strict=True))]
-                for row, figures in found
-            ]  # fmt: skip
+            best = [_best(column) for column in zip(*folding, strict=True)]
+            lines = []
+            for row, figures in found:
+                pairs = zip(figures, best, strict=True)
+                lines.append(
+                    [row.title, *(_marked(f, f is not None and _folds(row) and f.mean == b) for f, b in pairs)]
+                )
             yield Table(f"Held-out loss, {bits(grid)} bits ({grid})", ["", *map(_title, tasks)], lines)
 
 
@@ -128,6 +130,11 @@ def rates(summary: Summary, model: str) -> Table:
                 said = ", ".join(f"{lr:g}: {loss:.3f}" for lr, loss in sorted(tried.items()))
                 rows.append([contender.title, kind, said, f"{dict(known.of(kind))['lr']:g}"])
     return Table("Learning rates tried", ["", "kind of task", "rate: loss", "taken"], rows)
+
+
+def _folds(row: Row) -> bool:
+    """Whether this is what a method tuned and folded."""
+    return row.form == STORED and row.contender != UNTUNED
 
 
 def _best(figures: Sequence[Figure | None]) -> float:

@@ -38,8 +38,9 @@ def command(
         str | None, typer.Option(help="Which configuration of it; default: the one users get.")
     ] = None,
     requantize: Annotated[
-        bool, typer.Option("--requantize", help="Merge a lossy run in 16 bit and quantize again first.")
+        bool, typer.Option("--requantize", help="Merge a lossy run, or --lora, in 16 bit and quantize again first.")
     ] = False,
+    lora: Annotated[Path | None, typer.Option(help="A LoRA adapter of peft (its folder) to put on a base.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base of a run, if it has moved.")] = None,
     columns: Annotated[str | None, typer.Option(help="CSV columns: PROMPT,COMPLETION.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Score only the first so many rows (of each task).")] = None,
@@ -64,7 +65,7 @@ def command(
         raise UsageError("--data and --tasks are the two things to score on", "pass one of them")
     _require_useful(tasks, metric=metric, stride=stride, columns=columns, shots=shots)
     options = RuntimeOptions(llama_lib, threads)
-    folder = {"base": base, "requantize": requantize, "runtime": runtime, "configuration": configuration}
+    folder = {"base": base, "requantize": requantize, "runtime": runtime, "configuration": configuration, "lora": lora}
     if data is not None:
         found, kept = _on_data(model, folder, options, data, columns, rows, metric, max_length or WINDOW, stride)
     else:

@@ -19,7 +19,7 @@ from edgeqaf.movement import Movement
 from edgeqaf.receipt import require_sound
 from edgeqaf.report import RUNGS, Check, Verdict
 
-LOG, CONFIG, VERIFICATION = "log.jsonl", "adapter_config.json", "verify.json"
+LOG, VERIFICATION = "log.jsonl", "verify.json"
 LONGEST_LINE = 2**16  # bytes; a line of the log has a few hundred
 HUGE = 1e30  # a loss beyond this is divergence, and has no place on an axis
 T = TypeVar("T")
@@ -108,7 +108,7 @@ class _LogLine:
 
 
 @dataclass(frozen=True)
-class _Config:
+class _Options:
     options: dict[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
@@ -128,8 +128,8 @@ def read_run(folder: Path) -> Run:
 
 
 def read_options(folder: Path) -> Mapping[str, Any]:
-    """The options of a run's method; empty where the run has no ``adapter_config.json``."""
-    return parse(_Config, folder / CONFIG).options if (folder / CONFIG).is_file() else {}
+    """The options of a run's method."""
+    return parse(_Options, folder / MANIFEST).options
 
 
 def read_log(folder: Path) -> Log | None:

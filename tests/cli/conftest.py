@@ -13,7 +13,7 @@ import pytest
 
 from edgeqaf import cli
 
-TINY = ("--batch", 4, "--rank", 4, "--threads", 1, "--max-length", 48)
+TINY = ("--batch", 4, "--threads", 1, "--max-length", 48)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def road(tiny_float_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ro
         "run": ("finetune", folder / "base", *tune, "--lr", 0.5),
         "merged": ("merge", folder / "run"),
         "dist": ("export", folder / "merged", "--format", "gguf,onnx"),
-        "lora": ("finetune", folder / "base", *tune, "--method", "lora"),
+        "lora": ("finetune", folder / "base", *tune, "--method", "lora", "--rank", 4),
     }
     said = {}
     for name, line in lines.items():

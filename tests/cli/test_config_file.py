@@ -43,9 +43,9 @@ def test_a_missing_file_is_named(shell: Any, road: Any) -> None:
 
 
 def test_a_file_equals_the_flags_and_flags_win(shell: Any, road: Any) -> None:
-    flags = ("--steps", 4, "--batch", 4, "--lr", 0.5, "--rank", 4, "--threads", 1, "--max-length", 48)
+    flags = ("--steps", 4, "--batch", 4, "--lr", 0.5, "--threads", 1, "--max-length", 48)
     shell.ok("finetune", road.base, "--data", road.data, "-o", "flags", *flags)
-    text = f"data: {road.data}\nsteps: 9\nbatch: 4\nset: {{lr: 0.5, rank: 4}}\nthreads: 1\nmax_length: 48\noutput: no"
+    text = f"data: {road.data}\nsteps: 9\nbatch: 4\nset: {{lr: 0.5}}\nthreads: 1\nmax_length: 48\noutput: no"
     shell.ok("finetune", road.base, "-c", write(text), "-o", "file", "--steps", 4)
     assert not Path("no").exists()
     for name in ("adapter_model.safetensors", "log.jsonl", "edgeqaf.json"):

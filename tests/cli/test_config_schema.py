@@ -49,7 +49,7 @@ def test_every_option_of_every_method_is_in_it(method: str, schema: Any) -> None
 
 GOOD = [
     "{}", "data: a.jsonl\noutput: run", "max-length: 128", "max_length: 128", "lr: null", "lr: 1", "resume: true",
-    "method: lota\nset: {move_rate: 0.5, paper: true, omega: null}", "set: [rank=4, lr=0.5]", "set: rank=4",
+    "method: lota\nset: {move_rate: 0.5, paper: true, omega: null}", "set: [groups=2, lr=0.5]", "set: groups=2",
     "method: lora\nset: {alpha: 16}", "columns: [question, answer]", "columns: question,answer", "set:",
     "report-to: [tensorboard]", "method: lowrank+scale\nset: {rank: 4, scale.lr: 0.02}",
     "method: lowrank+scale\nset: {scale: {lr: 0.02}}",

@@ -82,7 +82,7 @@ def test_an_option_out_of_range_is_named(method: str, option: str, shell: Any, r
 
 
 def test_a_rank_out_of_range_leaves_no_run(shell: Any, road: Any) -> None:
-    shell.refused(2, "finetune", road.base, "--data", road.data, "-o", "run", "--rank", 65, says="rank 65")
+    shell.refused(2, "finetune", road.base, "--data", road.data, "-o", "run", "--method", "lowrank", "--rank", 65, says="rank 65")
 
 
 def test_a_dry_run_of_merge_refuses_what_merge_refuses(shell: Any, road: Any) -> None:
@@ -92,9 +92,9 @@ def test_a_dry_run_of_merge_refuses_what_merge_refuses(shell: Any, road: Any) ->
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "no parent": ("edgeqaf.json", {"parent": None}),
     "folded is a list": ("edgeqaf.json", {"folded": []}),
-    "method is a number": ("adapter_config.json", {"method": 3}),
-    "another method": ("adapter_config.json", {"method": "lota"}),
-    "seed is text": ("adapter_config.json", {"seed": "x"}),
+    "method is a number": ("edgeqaf.json", {"method": 3}),
+    "options are a list": ("edgeqaf.json", {"options": []}),
+    "seed is text": ("edgeqaf.json", {"seed": "x"}),
 }
 
 

@@ -15,7 +15,7 @@ Copy = Callable[[Path], Path]
 @pytest.fixture
 def lines(road: Any, tiny_float_model: Path) -> dict[str, tuple[object, ...]]:
     """The commands that write a folder, but for where."""
-    quick = ("--steps", 4, "--batch", 4, "--rank", 4, "--lr", 0.5, "--threads", 1, "--max-length", 48)
+    quick = ("--steps", 4, "--batch", 4, "--lr", 0.5, "--threads", 1, "--max-length", 48)
     return {
         "base": ("quantize", tiny_float_model),
         "run": ("finetune", road.base, "--data", road.data, *quick),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-TUNE = ("--steps", 4, "--batch", 4, "--lr", 0.5, "--rank", 4, "--threads", 1, "--max-length", 48)
+TUNE = ("--steps", 4, "--batch", 4, "--lr", 0.5, "--threads", 1, "--max-length", 48)
 
 
 def test_a_run_finds_its_base_by_a_relative_path(shell: Any, road: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def test_a_broken_float_model_is_refused(fault: str, shell: Any, copy: Copy, tin
 def test_a_missing_or_mistaken_folder_is_named(shell: Any, road: Any, tiny_float_model: Path) -> None:
     shell.refused(3, "quantize", "nowhere", "-o", "base", says="nowhere is not a folder")
     shell.refused(3, "quantize", tiny_float_model / "config.json", "-o", "base", says="config.json is not a folder")
-    shell.refused(3, "quantize", road.base, "-o", "again", says="not a float type")
+    shell.refused(3, "quantize", road.base, "-o", "again", says="has a quantization_config")
     shell.refused(3, "finetune", tiny_float_model, "--data", road.data, "-o", "run", says="has no edgeqaf.json")
     shell.refused(3, "finetune", road.run, "--data", road.data, "-o", "run", says="is a run folder, not a model")
     shell.refused(3, "merge", road.base, "-o", "merged", says="is a base folder, not a run")

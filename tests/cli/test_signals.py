@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 MAIN = "from edgeqaf.cli import main\nif __name__ == '__main__':\n    main()"
-TUNE = ("--batch", 4, "--lr", 0.5, "--rank", 4, "--threads", 1, "--max-length", 48, "--save-every", 1000)
+TUNE = ("--batch", 4, "--lr", 0.5, "--threads", 1, "--max-length", 48, "--save-every", 1000)
 
 
 def start(*arguments: object, script: str = MAIN, **options: Any) -> subprocess.Popen[str]:

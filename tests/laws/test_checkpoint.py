@@ -13,7 +13,7 @@ from samples import ALL, GRIDS, bits, random_tensor
 
 from edgeqaf import __version__, checkpoint
 from edgeqaf.checkpoint import MANIFEST, WEIGHTS, QModel, load, save, verify
-from edgeqaf.companions import COMPANIONS
+from edgeqaf.companions import COMPANIONS, LINE
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import GridError, OutOfResources, Refused, UsageError
 from edgeqaf.packing import pack_codes, unpack_codes
@@ -129,7 +129,8 @@ def test_the_folder_holds_what_is_documented_and_no_path_or_time(source, tmp_pat
     files = read(out)
     assert set(files) == {"config.json", "tokenizer.json", WEIGHTS, MANIFEST}
     for name in set(files) & set(COMPANIONS):
-        assert files[name] == (source / name).read_bytes()
+        assert files[name].replace(LINE, b"", 1) == (source / name).read_bytes()
+    assert json.loads(files["config.json"]) == {**CONFIG, "quantization_config": {"quant_method": "edgeqaf"}}
     manifest = json.loads(files[MANIFEST])
     assert set(manifest) == {"format", "kind", "root", "parent", "tensors", "tool", "options", "companions", "layers"}
     assert manifest["kind"] == "merged"

@@ -58,9 +58,9 @@ def make_run(folder: Path, method="lowrank", log: str | None = None, **changes):
     manifest = {
         "format": 1, "kind": "run", "method": method, "steps": 1200, "training_loss": 2.5, "held_out_loss": 0.125,
         "parent": "0" * 64, "lossless": True, "folded": digests, "layers": {n: layer | {"omega": 0.5} for n in TENSORS},
+        "options": {"lr": 0.1, "rank": 16}, "seed": 0,
     }  # fmt: skip
     write_json(folder / "edgeqaf.json", manifest | changes)
-    write_json(folder / "adapter_config.json", {"method": method, "options": {"lr": 0.1, "rank": 16}, "seed": 0})
     lines = [{"step": s, "loss": 8.0 / s, "learning_rate": 0.1} for s in range(1, 81)] + [
         {"step": 80, "eval_loss": 0.125}
     ]
@@ -161,8 +161,7 @@ def test_the_same_inputs_give_the_same_bytes_wherever_they_are(tmp_path):
 
 def test_text_from_files_stays_text(tmp_path):
     layers = {f"model.layers.0.{HOSTILE}.weight": {"weights": 64, "moved": 16}, HOSTILE: {"weights": 64, "moved": 0}}
-    run = make_run(tmp_path / "run", HOSTILE, layers=layers)
-    write_json(run / "adapter_config.json", {"options": {HOSTILE: HOSTILE}})
+    run = make_run(tmp_path / "run", HOSTILE, layers=layers, options={HOSTILE: HOSTILE})
     first = Difference(HOSTILE, (1, 2), HOSTILE, HOSTILE)
     checks = [*file_checks(), Check("R2", HOSTILE, Verdict.DIFFERENT, 1, 64, 3, HOSTILE, HOSTILE, first)]
     exported = make_dist(tmp_path / "dist", checks)

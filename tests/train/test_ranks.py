@@ -334,6 +334,29 @@ def test_a_step_that_ranks_cannot_share_is_refused(batch: int, accumulate: int, 
         ranks.shared(batch, accumulate)
 
 
+def sums(found: Path) -> None:
+    """Save this rank's sums of tensors of its own, of every size that is added up in another way."""
+    with ranks.joined():
+        torch.save([ranks.sum_(part(size, ranks.rank())) for size in SIZES], found / f"{ranks.rank()}.pt")
+    sys.exit()
+
+
+SIZES = 1, 17, 4097, 6000, 30001
+
+
+def part(size: int, rank: int) -> torch.Tensor:
+    return torch.randn(size, 2, generator=torch.Generator().manual_seed(rank)).mul_(10.0**rank).t()  # not contiguous
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_sums_are_in_the_order_of_ranks(count: int, tmp_path: Path) -> None:
+    launching.run(tmp_path, [], ranks=count, before=sums, given=[tmp_path])
+    expected = [ranks.in_order([part(size, rank) for rank in range(count)]) for size in SIZES]
+    for rank in range(count):
+        for found, sum_ in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+            assert torch.equal(found, sum_)
+
+
 def test_one_process_needs_no_group() -> None:
     tensor = torch.ones(3)
     assert ranks.sum_(tensor) is tensor
