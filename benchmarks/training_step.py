@@ -2,10 +2,12 @@
 
     python benchmarks/training_step.py --shape 125m
     python benchmarks/training_step.py --shape 1b --tokens 256 --rounds 3
+    python benchmarks/training_step.py --shape 8b --device cuda --precision bf16 --tokens 4096 --methods lora,codes,lowrank
 
 Every method trains the same random model on the same random tokens. Times are paired: each round takes
 one step of every method in turn, in one process; the figure is the median over the rounds of a method's
-step over LoRA's in that round. Memory is the peak resident size of a process that trains this method alone.
+step over LoRA's in that round. Memory is the peak of a process that trains this method alone: its resident size,
+or on a GPU what torch holds there.
 """
 
 import argparse
@@ -32,6 +34,7 @@ SHAPES = {
     "15m": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6, "vocab_size": 32000},
     "125m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32000},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
 }  # fmt: skip
 METHODS = ("lora", "codes", "codes:groups=2", "codes:groups=4", "lowrank", "scale", "lota")
 
@@ -57,39 +60,52 @@ def random_base(shape: str, grid_name: str) -> tuple[dict[str, Any], dict[str, A
 class Trainee:
     """One method on its own copy of the model."""
 
-    def __init__(self, label: str, config: dict[str, Any], tensors: dict[str, Any], precision: str) -> None:
+    def __init__(
+        self, label: str, config: dict[str, Any], tensors: dict[str, Any], precision: str, device: str
+    ) -> None:
         name, _, option = label.partition(":")
         method, options = method_of(name, dict([option.split("=")]) if option else {})
-        self.model: nn.Module = method.attach(build(config, tensors), options, 0).train()
+        self.model: nn.Module = method.attach(build(config, tensors), options, 0).train().to(device)
         self.optimizer, self.schedule = method.optimizer(self.model, options, Course(1000))
-        self.bf16 = precision == "bf16"
+        self.bf16, self.device = precision == "bf16", device
 
     def step(self, ids: torch.Tensor) -> float:
-        start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+        start = self.now()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             loss = self.model(input_ids=ids, labels=ids).loss
         loss.backward()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return time.perf_counter() - start
+        return self.now() - start
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
-def tokens(batch: int, length: int, config: dict[str, Any]) -> torch.Tensor:
-    return torch.randint(0, config["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(0))
+def tokens(arguments: argparse.Namespace, config: dict[str, Any]) -> torch.Tensor:
+    shape = arguments.batch, arguments.tokens // arguments.batch
+    found = torch.randint(0, config["vocab_size"], shape, generator=torch.Generator().manual_seed(0))
+    return found.to(arguments.device)
 
 
 def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
     """Peak resident MiB of three steps of one method, and the bytes of its state; run in a process of its own."""
     config, tensors = random_base(arguments.shape, arguments.grid)
-    trainee = Trainee(arguments.only, config, tensors, arguments.precision)
+    trainee = Trainee(arguments.only, config, tensors, arguments.precision, arguments.device)
     del tensors
     gc.collect()
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # forget the peak of building the model
     for _ in range(4 if "groups" in arguments.only else 3):
-        trainee.step(tokens(arguments.batch, arguments.tokens // arguments.batch, config))
+        trainee.step(tokens(arguments, config))
+    if arguments.device == "cuda":
+        peak_bytes = torch.cuda.max_memory_allocated()
+        state = sum(t.numel() * t.element_size() for t in adapter_state(trainee.model).values())
+        return {"peak_mib": peak_bytes / 2**20, "adapter_mib": state / 2**20, "built_mib": start / 1024}
     status = open("/proc/self/status").read()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     state = sum(t.numel() * t.element_size() for t in adapter_state(trainee.model).values())
@@ -98,8 +114,8 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 def measure_times(arguments: argparse.Namespace, labels: list[str]) -> dict[str, list[float]]:
     config, tensors = random_base(arguments.shape, arguments.grid)
-    trainees = {label: Trainee(label, config, tensors, arguments.precision) for label in labels}
-    ids = tokens(arguments.batch, arguments.tokens // arguments.batch, config)
+    trainees = {label: Trainee(label, config, tensors, arguments.precision, arguments.device) for label in labels}
+    ids = tokens(arguments, config)
     times: dict[str, list[float]] = {label: [] for label in labels}
     for round_ in range(arguments.rounds + 1):
         for label, trainee in trainees.items():
@@ -119,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--no-memory", action="store_true")
@@ -130,7 +147,8 @@ def main() -> None:
     labels = arguments.methods.split(",")
     times = measure_times(arguments, labels)
     print(
-        f"{arguments.shape}, {arguments.grid}, {arguments.tokens} tokens, {arguments.precision}, {arguments.threads} threads"
+        f"{arguments.shape}, {arguments.grid}, {arguments.tokens} tokens, {arguments.precision}, "
+        + (torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} threads")
     )
     print(f"{'method':18} {'s/step':>8} {'x LoRA':>7} {'range':>13} {'peak MiB':>9} {'adapter MiB':>12}")
     for label in labels:

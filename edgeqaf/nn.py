@@ -15,7 +15,7 @@ from edgeqaf.adapter import Adapter
 from edgeqaf.errors import GridError
 from edgeqaf.gradient import Flow
 from edgeqaf.grid import Slot
-from edgeqaf.packed import Packed, pack
+from edgeqaf.packed import Packed, pack, weights
 from edgeqaf.qtensor import QTensor, decode
 
 FEW = 64  # rows of activations below which decoding would cost more than multiplying: generation
@@ -36,7 +36,7 @@ class GridLinear(torch.autograd.Function):
         y = x.new_empty(*x.shape[:-1], layer.out_features)
         flat, out = x.reshape(-1, layer.in_features), y.view(-1, layer.out_features)
         for rows in now.tiles():
-            torch.mm(flat, decode(now.rows(rows)).to(x.dtype).T, out=out[:, rows])
+            torch.mm(flat, weights(now, rows, x.dtype).T, out=out[:, rows])
         return y
 
     @staticmethod
@@ -49,7 +49,7 @@ class GridLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             flat = dy.new_zeros(len(dy), layer.in_features)
             for rows in now.tiles():
-                flat.addmm_(dy[:, rows], decode(now.rows(rows)).to(dy.dtype))
+                flat.addmm_(dy[:, rows], weights(now, rows, dy.dtype))
             dx = flat.view(*grads[0].shape[:-1], -1)
         if not ctx.learns:
             return dx, None, None
@@ -152,7 +152,7 @@ class QLinear(nn.Module):
         bare = self.adapter is None  # then `now` is made anew each time, of the same tensors
         same = before is not None and (before[0] is now or (bare and before[0].codes is now.codes))
         if before is None or not same or before[1].dtype != dtype:
-            self._decoded = before = now, decode(now.whole()).to(dtype)
+            self._decoded = before = now, weights(now, slice(0, self.out_features), dtype)
         return before[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QLinear":

@@ -20,6 +20,7 @@ WORD = 2**32
 SPREAD = 0x9E3779B1  # 2^32 over the golden ratio: neighbours land far apart
 LENGTH, STRIDE, ROWS = 2**19, 61, 256
 FACTORS = 0x7FEB352D, 0x846CA68B
+BAND = 0x27D4EB2F  # from one band of `ROWS` rows to the next
 
 
 def noise(seed: int, turn: int, first: int, rows: int, columns: int, device: torch.device) -> Tensor:
@@ -27,8 +28,18 @@ def noise(seed: int, turn: int, first: int, rows: int, columns: int, device: tor
 
     first: index of the first row, a multiple of `ROWS`; rows: at most `ROWS`; columns: at most 2^18.
     """
-    start = mix(seed * 0x85EBCA6B + turn * 0xC2B2AE35 + first // ROWS * 0x27D4EB2F) % (LENGTH - STRIDE * ROWS - columns)
+    start = mix(key(seed, turn) + first // ROWS * BAND) % places(columns)
     return table(str(device)).as_strided((rows, columns), (STRIDE, 1), start)
+
+
+def key(seed: int, turn: int) -> int:
+    """What the bands of one round share, 32 bits."""
+    return (seed * 0x85EBCA6B + turn * 0xC2B2AE35) % WORD
+
+
+def places(columns: int) -> int:
+    """Where a band of so many columns may start in the table."""
+    return LENGTH - STRIDE * ROWS - columns
 
 
 @cache

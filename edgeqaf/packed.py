@@ -4,8 +4,8 @@ A byte holds ``lanes`` codes of one block, ``block / lanes`` columns apart: byte
 codes j (low bits) and j + 16 of a 4-bit grid. Lanes then unpack to runs of neighbours, which vector
 units like; this is memory's layout only, files have their own (`edgeqaf.packing`).
 
-A tile is `TILE` weights at most: its float32 weights fit a processor's cache, so a layer is never
-decoded as a whole, and what autograd would keep of it is never kept.
+A tile is `TILE` weights at most (on a GPU `GPU_TILE`), so a layer is never decoded as a whole, and what
+autograd would keep of it is never kept. On a CPU its float32 weights fit the cache; on a GPU it fills the machine.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from edgeqaf.grid import Grid
+from edgeqaf.kernels import accelerated
 from edgeqaf.packing import WIDTHS
-from edgeqaf.qtensor import QTensor
+from edgeqaf.qtensor import QTensor, decode
 
-TILE = 2**21
+TILE, GPU_TILE = 2**21, 2**24
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Packed:
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -45,13 +50,20 @@ class Packed:
 
     def tiles(self) -> Iterator[slice]:
         """Row ranges of at most `TILE` weights (one row at least), in order."""
-        return tiles(*self.shape)
+        return tiles(*self.shape, self.device.type)
 
 
-def tiles(out: int, inputs: int) -> Iterator[slice]:
+def tiles(out: int, inputs: int, device: str = "cpu") -> Iterator[slice]:
     """`Packed.tiles` of a matrix [out, in]."""
-    rows = max(1, TILE // inputs)
+    rows = max(1, (TILE if device == "cpu" else GPU_TILE) // inputs)
     return (slice(start, min(start + rows, out)) for start in range(0, out, rows))
+
+
+@accelerated
+def weights(packed: Packed, rows: slice, dtype: torch.dtype) -> Tensor:
+    """The weights of some rows, built in float32 and cast once: [rows, in] of ``dtype``."""
+    decoded: Tensor = decode(packed.rows(rows))
+    return decoded.to(dtype)
 
 
 def lanes(grid: Grid) -> int:

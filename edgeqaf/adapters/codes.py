@@ -31,9 +31,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from edgeqaf import ranks
 from edgeqaf.adapter import Adapter
-from edgeqaf.errors import Diverged
+from edgeqaf.errors import Diverged, UsageError
 from edgeqaf.gradient import Flow
 from edgeqaf.grid import Slot
+from edgeqaf.kernels import accelerated
 from edgeqaf.method import Course, Method, Options, parts, warm_hold_decay
 from edgeqaf.nn import QLinear, qlinears
 from edgeqaf.noise import ROWS, noise
@@ -42,6 +43,7 @@ from edgeqaf.qtensor import Delta, QTensor
 
 PARTS = 128  # of a code step: the unit of the remainder
 CLIP = 5.0
+FASTEST = 20  # code steps an update: clipped gradients of that rate still fit the int16 of `Codes.move`
 
 
 class Codes(Adapter):
@@ -95,34 +97,32 @@ class Codes(Adapter):
         """One step of the module's equations from dL/dW [out, in], which is overwritten."""
         assert self.pace is not None
         ranks.sum_(grad)
-        now = layer.now
-        grad.view(*now.scale.shape, -1).mul_(now.scale[..., None])
-        row, column = self._normalisers(grad)
+        scale = layer.now.scale
+        row, column = self._normalisers(*squares(grad, scale))
         step = self.pace.lr() * PARTS
-        for first in range(0, len(grad), ROWS):
-            rows = slice(first, first + ROWS)
-            moves = grad[rows].mul_(row[rows, None] * step).mul_(column).clamp_(-CLIP * step, CLIP * step)
-            self._move(rows, moves)
+        move(grad, scale, row * step, column, CLIP * step, self)
         self.updates += 1
         layer.changed()
 
-    def _normalisers(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors [out] and [in] whose outer product is 1 / sqrt(v); takes g [out, in] into the means."""
+    def _normalisers(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors [out] and [in] whose outer product is 1 / sqrt(v), with this step's means taken into v."""
         keep = min(0.99, 1 - (int(self.updates) + 1) ** -0.8)
-        rows, columns = torch.empty_like(self.v_row), torch.zeros_like(self.v_col)
-        for first in range(0, len(g), ROWS):
-            square = g[first : first + ROWS].square()
-            rows[first : first + ROWS] = square.mean(1)
-            columns += square.sum(0)
         self.v_row.mul_(keep).add_(rows, alpha=1 - keep)
-        self.v_col.mul_(keep).add_(columns / len(g), alpha=1 - keep)
+        self.v_col.mul_(keep).add_(columns, alpha=1 - keep)
         tiny = torch.finfo(torch.float32).tiny
         mean = self.v_row.mean().clamp_min(tiny)
         if not bool(mean.isfinite()):
             raise Diverged(f"the gradient of {self.name} is not finite")
         return (self.v_row / mean).clamp_min(tiny).rsqrt(), self.v_col.clamp_min(tiny).rsqrt()
 
-    def _move(self, rows: slice, moves: Tensor) -> None:
+    def _apply(self, fn: Any, recurse: bool = True) -> "Codes":
+        """The count of updates stays on the CPU, where Python reads it without waiting for a GPU."""
+        updates = self.updates
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.updates = updates
+        return self
+
+    def move(self, rows: slice, moves: Tensor) -> None:
         """c <- clip(c - SR(moves) / 128) for some rows; moves: float32 in 1/128 of a code step."""
         moves += noise(self.seed, int(self.updates), rows.start, len(moves), moves.shape[1], moves.device)
         value = unpack(self.codes[rows], self.grid).short().mul_(PARTS).add_(self.remainder[rows])
@@ -133,13 +133,42 @@ class Codes(Adapter):
         self.remainder[rows] = value.sub_(codes.mul_(PARTS)).to(torch.int8)
 
 
+@accelerated
+def squares(grad: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of (grad * scale)^2: float32 [out], over the inputs, and [in], over the outputs.
+
+    grad: float32 [out, in]; scale: float32 [out, in / block].
+    """
+    rows, columns = grad.new_empty(grad.shape[0]), grad.new_zeros(grad.shape[1])
+    for first in range(0, len(grad), ROWS):
+        part, own = grad[first : first + ROWS], scale[first : first + ROWS]
+        square = (part.view(*own.shape, -1) * own[..., None]).square_().view_as(part)
+        rows[first : first + ROWS] = square.mean(1)
+        columns += square.sum(0)
+    return rows, columns / len(grad)
+
+
+@accelerated
+def move(grad: Tensor, scale: Tensor, row: Tensor, column: Tensor, limit: float, part: Codes) -> None:
+    """c <- clip(c - SR(clip(grad scale row column, -limit, limit)) / 128), in place in ``part``.
+
+    grad: float32 [out, in], which is overwritten; scale: float32 [out, in / block]; row, column: float32 [out], [in].
+    """
+    for first in range(0, len(grad), ROWS):
+        rows = slice(first, first + ROWS)
+        moves = grad[rows]
+        moves.view(*scale[rows].shape, -1).mul_(scale[rows, :, None])
+        part.move(rows, moves.mul_(row[rows, None]).mul_(column).clamp_(-limit, limit))
+
+
 class CodesDescent(torch.optim.Optimizer):
     """Paces the updates that happen inside backward: learning rate, step count and whose turn it is."""
 
     def __init__(self, model: nn.Module, lr: float, course: Course, groups: int) -> None:
-        super().__init__([torch.zeros(())], {"lr": lr, "step": 0})
-        self.groups, self.accumulates = groups, course.accumulate > 1
-        self.parts = parts(model, Codes)
+        found = parts(model, Codes)
+        # No parameter is autograd's; one of the model's device stands for them.
+        super().__init__([torch.zeros((), device=found[0][0].codes.device)], {"lr": lr, "step": 0})
+        self.groups, self.accumulates, self.parts = groups, course.accumulate > 1, found
         for _, part in self.parts:
             part.pace = self
 
@@ -189,6 +218,11 @@ class CodesMethod(Method):
 
     def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, LambdaLR]:
         lr = options.lr if options.lr is not None else max(0.003, 0.03 * min(1.0, 300 / course.steps) ** 0.5)
+        if lr * options.groups > FASTEST:
+            raise UsageError(
+                f"codes: lr={lr} times groups={options.groups} is more than {FASTEST} code steps an update",
+                "lower --lr; useful rates are 0.01 to 0.2",
+            )
         descent = CodesDescent(model, lr * options.groups, course, options.groups)
         return descent, warm_hold_decay(descent, course.steps)
 

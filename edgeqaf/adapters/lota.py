@@ -60,7 +60,7 @@ class Lota(Adapter):
         state = tuple((p.data_ptr(), p._version) for p in (self.a, self.b))
         if self._omega is None or self._omega[0] != state:
             counts = torch.zeros(len(self.a) + 1, dtype=torch.int64)
-            for rows in tiles(len(self.b), self.a.shape[1]):
+            for rows in tiles(len(self.b), self.a.shape[1], self.a.device.type):
                 size = (self.b[rows] @ self.a).abs_().to(torch.int64)
                 counts += torch.bincount(size.flatten(), minlength=len(counts)).cpu()
             self._omega = state, omega_for(counts, self.move_rate)

@@ -22,6 +22,7 @@ Relatives: LR-QAT (arXiv 2406.06385) and NNCF's Q(W + BA); here the base is inte
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ from edgeqaf.errors import Refused
 from edgeqaf.exact import require_exact, rounded_product
 from edgeqaf.gradient import Flow, straight_through
 from edgeqaf.grid import Slot
+from edgeqaf.kernels import accelerated
 from edgeqaf.method import Course, Method, Options, adamw, parts
 from edgeqaf.nn import QLinear, qlinears
-from edgeqaf.packed import Packed
-from edgeqaf.qtensor import Delta, QTensor, decode
+from edgeqaf.packed import Packed, pack
+from edgeqaf.qtensor import Delta, QTensor, decode, fold
 from edgeqaf.source import FloatModel
 
 PARTS = 128  # of a code step: the unit of the residual
@@ -61,8 +63,7 @@ class LowRank(Adapter):
 
     def delta(self, q: QTensor, rows: slice) -> Delta:
         """codes: float32 integers [rows, in]; differentiated as the product in units of the block's scale."""
-        unit = self.unit[rows, None].double()
-        steps_a_unit = torch.where(q.scale == 0, 0.0, unit / q.scale.double())
+        steps_a_unit = self.steps_a_unit(q.scale, rows)
         with torch.no_grad():
             start = None if self.start is None else self.start[rows] / PARTS
             steps = rounded_product(self.b[rows], self.a, steps_a_unit, start)
@@ -71,6 +72,15 @@ class LowRank(Adapter):
         latent = (self.b[rows] @ self.a).view(*q.scale.shape, q.grid.block) * steps_a_unit.float()[..., None]
         return Delta(codes=straight_through(latent.view(*q.shape), steps))
 
+    def steps_a_unit(self, scale: Tensor, rows: slice) -> Tensor:
+        """float64 [rows, in / block]: u / (s sqrt(r)); 0 where no step changes a weight."""
+        return torch.where(scale == 0, 0.0, self.unit[rows, None].double() / scale.double())
+
+    def fold_packed(self, base: Packed) -> Packed:
+        """`fold` of the whole base, in one pass on a GPU."""
+        factor = self.steps_a_unit(base.scale, slice(None))
+        return replace(base, codes=fold_product(base, self.b, self.a, factor, self.start))
+
     def gradients(self, layer: QLinear, flow: Flow) -> list[Tensor | None]:
         """[dA, dB] at LoRA's cost; an entry at the end of the grid counts like any other."""
         a, b = self.a.detach(), self.b.detach() * self.unit[:, None]
@@ -78,6 +88,20 @@ class LowRank(Adapter):
         grad_b = (dy.T @ (x @ a.T.to(x.dtype))).float() * self.unit[:, None]
         grad_a = ((dy @ b.to(dy.dtype)).T @ x).float()
         return [grad_a, grad_b]
+
+
+@accelerated
+def fold_product(base: Packed, b: Tensor, a: Tensor, factor: Tensor, start: Tensor | None) -> Tensor:
+    """Packed codes uint8 [out, in / lanes]: ``base``'s plus `rounded_product` of the same, within the grid.
+
+    b, a: float32 [out, r], [r, in]; factor: float64 [out, in / block]; start: int8 [out, in], in 1/128, or None.
+    """
+    codes = torch.empty_like(base.codes)
+    for rows in base.tiles():
+        left = None if start is None else start[rows] / PARTS
+        steps = Delta(codes=rounded_product(b[rows], a, factor[rows], left))
+        codes[rows] = pack(fold(base.rows(rows), steps).codes.to(torch.int8), base.grid)
+    return codes
 
 
 def row_unit(scale: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from edgeqaf import plugins
 from edgeqaf.adapters.codes import Codes
+from edgeqaf.errors import UsageError
 from edgeqaf.gradient import Flow
 from edgeqaf.method import Course, adapter_state, method_of
 from edgeqaf.nn import QLinear, to_numpy
@@ -154,3 +155,10 @@ def test_codes_that_change_between_forward_and_backward_are_caught() -> None:
     y = layer(torch.randn(3, 128)) + layer(torch.randn(3, 128))
     with pytest.raises(RuntimeError, match="changed between its forward and its backward"):
         y.sum().backward()
+
+
+def test_a_rate_beyond_the_arithmetic_is_refused() -> None:
+    layer, _ = layer_for("q8_0")
+    method, options = method_of("codes", {"lr": 8, "groups": 3})
+    with pytest.raises(UsageError, match=r"codes: lr=8\.0 times groups=3 is more than 20 code steps"):
+        method.optimizer(nn.ModuleDict({"layer": layer}), options, Course(10))
