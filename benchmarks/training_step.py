@@ -2,7 +2,7 @@
 
     python benchmarks/training_step.py --shape 125m
     python benchmarks/training_step.py --shape 1b --tokens 256 --rounds 3
-    python benchmarks/training_step.py --shape 8b --device cuda --precision bf16 --tokens 4096 --methods lora,codes,lowrank
+    python benchmarks/training_step.py --shape 8b --device cuda --precision bf16 --tokens 4096 --methods lora,codes
 
 Every method trains the same random model on the same random tokens. Times are paired: each round takes
 one step of every method in turn, in one process; the figure is the median over the rounds of a method's
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,15 @@ from edgeqaf.modeling import build, skeleton
 from edgeqaf.qtensor import QTensor
 from edgeqaf.source import is_linear
 
-SHAPES = {
-    "15m": {"hidden_size": 288, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6, "vocab_size": 32000},
-    "125m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32000},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256},
-    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
+SMALL = {"num_hidden_layers": 6, "num_attention_heads": 6, "vocab_size": 32000}
+BASE = {"num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32000}
+LARGE = {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}
+UNTIED = {"tie_word_embeddings": False}
+SHAPES: dict[str, dict[str, Any]] = {
+    "15m": {"hidden_size": 288, "intermediate_size": 768, **SMALL},
+    "125m": {"hidden_size": 768, "intermediate_size": 2048, **BASE},
+    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, **LARGE},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, **LARGE, **UNTIED},
 }  # fmt: skip
 METHODS = ("lora", "codes", "codes:groups=2", "codes:groups=4", "lowrank", "scale", "lota")
 
@@ -98,15 +103,14 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
     del tensors
     gc.collect()
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # forget the peak of building the model
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
     for _ in range(4 if "groups" in arguments.only else 3):
         trainee.step(tokens(arguments, config))
     if arguments.device == "cuda":
         peak_bytes = torch.cuda.max_memory_allocated()
         state = sum(t.numel() * t.element_size() for t in adapter_state(trainee.model).values())
         return {"peak_mib": peak_bytes / 2**20, "adapter_mib": state / 2**20, "built_mib": start / 1024}
-    status = open("/proc/self/status").read()
+    status = Path("/proc/self/status").read_text()
     peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     state = sum(t.numel() * t.element_size() for t in adapter_state(trainee.model).values())
     return {"peak_mib": peak / 1024, "adapter_mib": state / 2**20, "built_mib": start / 1024}
@@ -154,11 +158,9 @@ def main() -> None:
     for label in labels:
         ratios = [a / b for a, b in zip(times[label], times[labels[0]], strict=True)]
         memory = {} if arguments.no_memory else in_child(label)
-        print(
-            f"{label:18} {statistics.median(times[label]):8.3f} {statistics.median(ratios):7.2f} "
-            f"{min(ratios):6.2f}-{max(ratios):<6.2f} {memory.get('peak_mib', 0):9.0f} {memory.get('adapter_mib', 0):12.1f}",
-            flush=True,
-        )
+        took = f"{statistics.median(times[label]):8.3f} {statistics.median(ratios):7.2f}"
+        holds = f"{memory.get('peak_mib', 0):9.0f} {memory.get('adapter_mib', 0):12.1f}"
+        print(f"{label:18} {took} {min(ratios):6.2f}-{max(ratios):<6.2f} {holds}", flush=True)
 
 
 def in_child(label: str) -> dict[str, float]:

@@ -22,13 +22,14 @@ def generate(
 
     model: a transformers causal language model in eval mode.
     """
+    place = next(model.parameters()).device
     for start in range(0, len(prompts), BATCH):
         batch = prompts[start : start + BATCH]
         longest = max(map(len, batch))
         ids = torch.tensor([[tokenizer.pad] * (longest - len(p)) + list(p) for p in batch])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
         out = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False,
+            input_ids=ids.to(place), attention_mask=mask.to(place), max_new_tokens=limit, do_sample=False,
             eos_token_id=list(tokenizer.eos), pad_token_id=tokenizer.pad,
         )  # fmt: skip
         for row in out[:, longest:].tolist():
@@ -42,11 +43,13 @@ def losses(model: nn.Module, pad: int, examples: Iterable[Example]) -> Iterator[
 
     model: a transformers causal language model in eval mode.
     """
+    place = next(model.parameters()).device
     for batch in _batches(forwards(examples), int(model.config.vocab_size)):  # type: ignore[union-attr,arg-type]
         longest = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch])
         mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in batch])
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float().numpy()
+        out = model(input_ids=ids.to(place), attention_mask=mask.to(place), use_cache=False)
+        logits = out.logits.float().cpu().numpy()
         for rows, (one, targets) in zip(logits, batch, strict=True):
             yield from (losses_of(rows[: len(one)], t) for t in targets)
 

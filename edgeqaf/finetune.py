@@ -69,6 +69,8 @@ def finetune(base: Path, data: Path | str, out: Path, settings: Settings, *, eva
         if last is None:
             with ranks.agreed():
                 run.method.begin(run.model, run.options)
+        # Only now: what adapters draw and round at the start, they do on the CPU, alike everywhere.
+        run.model.to(settings.device)
         _announce(run)
         with progress(f"finetune {settings.method}", settings.steps) as advance:
             trainer = _trainer(run, advance, report_to)
@@ -131,9 +133,11 @@ def _trainer(run: Prepared, advance: Any, report_to: Sequence[str]) -> GridTrain
         gradient_accumulation_steps=micro, max_grad_norm=0.0,
         seed=settings.seed, data_seed=settings.seed, logging_steps=1, logging_nan_inf_filter=False,
         eval_strategy="steps" if held_out else "no", eval_steps=settings.eval_every, prediction_loss_only=True,
-        save_strategy="steps", save_steps=settings.save_every, disable_tqdm=True, report_to=[], use_cpu=True,
+        save_strategy="steps", save_steps=settings.save_every, disable_tqdm=True, report_to=[],
+        use_cpu=settings.device == "cpu", bf16=settings.precision == "bf16",
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are several ranks, never copies of one process's model
     arguments.report_to = list(report_to)  # transformers adds to it where a cluster's environment asks for it
 
     def measure() -> dict[str, float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from edgeqaf import ranks
@@ -25,10 +26,11 @@ def require_finite_gradients(model: nn.Module) -> None:
 
 
 def _require_finite(model: nn.Module) -> None:
-    for name, parameter in trainable(model).items():
-        grad: Any = parameter.grad
-        if grad is not None and not bool((grad.to_local() if hasattr(grad, "to_local") else grad).isfinite().all()):
-            raise Diverged(f"the gradient of {name} is not finite")
+    grads: list[tuple[str, Any]] = [(name, p.grad) for name, p in trainable(model).items() if p.grad is not None]
+    finite = [(g.to_local() if hasattr(g, "to_local") else g).isfinite().all() for _, g in grads]
+    if finite and not bool(torch.stack(finite).all()):  # one question to a GPU, not one a parameter
+        name = next(name for (name, _), good in zip(grads, finite, strict=True) if not good)
+        raise Diverged(f"the gradient of {name} is not finite")
 
 
 def blame(examples: Sequence[Example], rows: Sequence[Row], tokenizer: Any, max_length: int) -> str:

@@ -52,7 +52,7 @@ class Tuning(ABC):
     def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, LRScheduler]:
         """The optimizer and schedule of one run, for a model that this method was attached to."""
 
-    def begin(self, model: nn.Module, options: Any) -> None:
+    def begin(self, model: nn.Module, options: Any) -> None:  # noqa: B027  most methods need nothing
         """What only a fresh run needs, once attached; a resumed one finds it in its adapter file."""
 
     def adapter_config(self, model: nn.Module) -> dict[str, Any]:

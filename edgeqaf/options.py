@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -130,6 +130,19 @@ def _quiet(value: bool) -> bool:
     return value
 
 
+def place(device: str) -> str:
+    """cpu or cuda; ``auto`` is a GPU where torch sees one. UsageError for one that is not there."""
+    if device == "cpu":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if device == "cuda":
+        raise UsageError("torch sees no CUDA GPU", "install torch's CUDA build, or pass --device cpu")
+    return "cpu"
+
+
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write; must not exist yet.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier output of the same kind.")]
 Json = Annotated[bool, typer.Option("--json", callback=_quiet, is_eager=True, help="One JSON object on stdout.")]
@@ -137,5 +150,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with siz
 Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", callback=_configure, is_eager=True, help="YAML file whose keys are flag names."),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where PyTorch computes; auto: on a GPU if there is one.")
 ]
 LlamaLib = Annotated[Path | None, typer.Option("--llama-lib", help="Folder with libllama to use for llama.cpp.")]

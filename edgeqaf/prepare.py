@@ -27,7 +27,8 @@ class Settings:
     batch: rows per micro-batch, or, with packing, sequences of several rows; accumulate: micro-batches
     per step, which several ranks share (`edgeqaf.ranks.shared`); max_length: tokens a row may have;
     holdout: share of rows (at most 256) kept for the held-out loss when no file is given; eval_every,
-    save_every: in optimizer steps; options: the method's own.
+    save_every: in optimizer steps; device: where it trains; precision: float32, or bf16 for the activations and
+    the matrix products (autocast); options: the method's own.
     """
 
     method: str = "codes"
@@ -40,6 +41,8 @@ class Settings:
     eval_every: int = 100
     save_every: int = 100
     threads: int = 0
+    device: str = "cpu"
+    precision: str = "float32"
     columns: Sequence[str] = ()
     packing: bool = False
     drop_duplicates: bool = False

@@ -148,10 +148,11 @@ class Availability:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What the user says about runtimes: a folder with libllama, and the thread count."""
+    """What the user says about runtimes: a folder with libllama, the thread count, and where PyTorch runs."""
 
     llama_lib: Path | None = None
     threads: int = 1
+    device: str = "cpu"
 
 
 class Session(Protocol):

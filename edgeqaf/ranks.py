@@ -73,6 +73,8 @@ def joined() -> Iterator[None]:
     import torch.distributed as dist
 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads()))  # accelerate would set the threads anew
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ours = not dist.is_initialized()
     if ours:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")

@@ -118,44 +118,46 @@ def subject(folder: Path, *, base: Path | None, requantize: bool, runtime: str |
         )
     torch.set_num_threads(options.threads)
     if kind == "run":
-        return _run(folder, base, requantize)
+        return _run(folder, base, requantize, options.device)
     model = checkpoint.load(folder)
     checkpoint.verify(model)
     if lora:
-        return _lora(model, lora, requantize)
-    return _torch(kind, model.root, folder, build(model.config, model.tensors))
+        return _lora(model, lora, requantize, options.device)
+    return _torch(kind, model.root, folder, build(model.config, model.tensors), options.device)
 
 
-def _run(folder: Path, base: Path | None, requantize: bool) -> Subject:
+def _run(folder: Path, base: Path | None, requantize: bool, device: str) -> Subject:
     base_folder, model, method, manifest = load_run(folder, base)
     name = manifest["method"]
     if not requantize:
-        return _torch(f"{name}, unmerged", None, base_folder.folder, model)
+        return _torch(f"{name}, unmerged", None, base_folder.folder, model, device)
     if not isinstance(method, Baseline):
         raise Refused(f"{folder}: {name} merges exactly, there is nothing to quantize again", "use edgeqaf merge")
-    return _requantized(name, base_folder, method, model)
+    return _requantized(name, base_folder, method, model, device)
 
 
-def _lora(base: checkpoint.QModel, folder: Path, requantize: bool) -> Subject:
+def _lora(base: checkpoint.QModel, folder: Path, requantize: bool, device: str) -> Subject:
     """A LoRA adapter that peft wrote, beside the integers of a base or merged and quantized again."""
     from edgeqaf import peft_adapter
 
     name, model = f"LoRA {folder.name}", peft_adapter.attach(build(base.config, base.tensors), folder)
     if requantize:
-        return _requantized(name, base, plugins.find("adapters", "lora"), model)
-    return _torch(f"{name}, unmerged", None, base.folder, model)
+        return _requantized(name, base, plugins.find("adapters", "lora"), model, device)
+    return _torch(f"{name}, unmerged", None, base.folder, model, device)
 
 
-def _requantized(name: str, base: checkpoint.QModel, method: Baseline, model: nn.Module) -> Subject:
+def _requantized(name: str, base: checkpoint.QModel, method: Baseline, model: nn.Module, device: str) -> Subject:
     tensors = {n: base.tensors[n] for n in base.tensors}
     quantize = plugins.find("quantizers", base.manifest["options"]["quantizer"])
     for tensor_name, weights in method.merged_weights(model).items():
         tensors[tensor_name] = quantize(weights.numpy(), plugins.find("grids", base.manifest["options"]["grid"]))
-    return _torch(f"{name}, merged in 16 bit and quantized again", None, base.folder, build(base.config, tensors))
+    again = build(base.config, tensors)
+    return _torch(f"{name}, merged in 16 bit and quantized again", None, base.folder, again, device)
 
 
-def _torch(label: str, root: str | None, folder: Path, model: nn.Module) -> Subject:
+def _torch(label: str, root: str | None, folder: Path, model: nn.Module, device: str) -> Subject:
     tokenizer = Tokenizer(folder)
+    model.to(device)
 
     def answers(prompts: Sequence[str], limit: int) -> Iterator[str]:
         ids = [tokenizer.encode(prompt, prompt=True) for prompt in prompts]

@@ -80,7 +80,7 @@ class Lota(Adapter):
             return Delta(codes=codes)
         left = product - omega * (wanted if self.offset == "paper" else within)
         mean = left.view(*q.scale.shape, q.grid.block).mean(-1)
-        return Delta(codes=codes, zero=q.scale * (mean if self.offset == "paper" else mean / omega))
+        return Delta(codes=codes, zero=q.scale * (mean if self.offset == "paper" else mean * (1 / omega)))
 
 
 def ternary(x: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class QaLora(Blockwise):
     def matrix(self, rows: slice) -> Tensor:
         root = math.sqrt(len(self.a))
         with torch.no_grad():
-            exact = exact_product(self.b[rows], self.a).div_(root).float()
+            # Not div_: a GPU takes a quotient by a number for a product with its inverse.
+            exact = exact_product(self.b[rows], self.a).mul_(1 / root).float()
         if not torch.is_grad_enabled():
             return exact
         return straight_through(self.b[rows] @ self.a / root, exact)

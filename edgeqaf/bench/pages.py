@@ -29,7 +29,7 @@ from edgeqaf.staging import staged
 PAGE = "methods"
 SKELETON = """# Methods compared
 
-Tables and pictures are made by `edgeqaf bench methods --report`, between markers; what is said around them is not.
+Tables and pictures are made by `edgeqaf bench methods --report docs/benchmarks`, between markers; the rest is not.
 """
 
 

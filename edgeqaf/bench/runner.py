@@ -14,6 +14,7 @@ from edgeqaf.bench.places import Places, require_data
 from edgeqaf.bench.pool import work_off
 from edgeqaf.console import be_quiet, progress, say
 from edgeqaf.errors import EdgeqafError, RuntimeAbsent
+from edgeqaf.metrics import rouge_scorer
 from edgeqaf.protocols import Runtime
 
 RUNTIMES = ("llama_cpp", "onnxruntime")
@@ -31,8 +32,11 @@ class Outcome:
 
 def run(cells: Sequence[Cell], places: Places, jobs: int) -> Outcome:
     """Compute what is missing of ``cells``; a cell that fails is said, and the others go on."""
-    require_data(sorted({cell.task for cell in cells}), places.data)
+    tasks = sorted({cell.task for cell in cells})
+    require_data(tasks, places.data)
     require_runtimes(places)
+    if any(plugins.find("tasks", task).metric == "rouge" for task in tasks):
+        rouge_scorer()
     with store.claimed(places.out):
         missing = [cell for cell in cells if not store.file_of(places.cells, cell).is_file()]
         _bases(missing, places)

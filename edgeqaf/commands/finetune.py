@@ -1,11 +1,11 @@
 """finetune: train an adapter that lives on the grid."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from edgeqaf.options import Config, DryRun, Force, Json, Output, claim, listed
+from edgeqaf.options import Config, Device, DryRun, Force, Json, Output, claim, listed, place
 
 
 def command(
@@ -43,6 +43,10 @@ def command(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the adapter and of the order of rows.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 for all.")] = 0,
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["float32", "bf16"], typer.Option(help="Of activations and matrix products; bf16 is faster on a GPU.")
+    ] = "float32",
     report_to: Annotated[
         str, typer.Option(help="Experiment trackers, comma-separated: tensorboard, wandb, mlflow ...")
     ] = "none",
@@ -62,7 +66,7 @@ def command(
     settings = Settings(
         method=method, steps=steps, batch=batch, accumulate=accumulate, max_length=max_length, seed=seed,
         holdout=holdout, eval_every=eval_every, save_every=save_every, threads=threads, columns=listed(columns),
-        packing=packing, drop_duplicates=drop_duplicates, options=options,
+        packing=packing, drop_duplicates=drop_duplicates, device=place(device), precision=precision, options=options,
     )  # fmt: skip
     if dry_run:
         method_of(method, options)

@@ -14,7 +14,7 @@ def command(
     grid: Annotated[
         str,
         typer.Option(
-            help="Grid of the linear weights: q4_0, q4_1, q8_0, uint4; 2 and 3 bits: q3_0, q2_0, q3_1, q2_1, uint3, uint2."
+            help="Grid of the linear weights: q4_0, q4_1, q8_0, uint4; for study q3_0, q2_0, q3_1, q2_1, uint3, uint2."
         ),
     ] = "q4_0",
     quantizer: Annotated[str, typer.Option(help="How codes and scales are chosen.")] = "rtn",

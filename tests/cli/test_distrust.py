@@ -82,7 +82,9 @@ def test_an_option_out_of_range_is_named(method: str, option: str, shell: Any, r
 
 
 def test_a_rank_out_of_range_leaves_no_run(shell: Any, road: Any) -> None:
-    shell.refused(2, "finetune", road.base, "--data", road.data, "-o", "run", "--method", "lowrank", "--rank", 65, says="rank 65")
+    shell.refused(
+        2, "finetune", road.base, "--data", road.data, "-o", "run", "--method", "lowrank", "--rank", 65, says="rank 65"
+    )
 
 
 def test_a_dry_run_of_merge_refuses_what_merge_refuses(shell: Any, road: Any) -> None:

@@ -8,8 +8,8 @@ import pytest
 from edgeqaf import __version__, cli, errors
 
 DOCUMENTED = {
-    "EdgeqafError": 1, "UsageError": 2, "Refused": 3, "GridError": 3, "VerificationFailed": 4, "Diverged": 4, "OutOfResources": 5,
-    "RuntimeAbsent": 6, "ShadowedPackage": 6, "Interrupted": 7,
+    "EdgeqafError": 1, "UsageError": 2, "Refused": 3, "GridError": 3, "VerificationFailed": 4, "Diverged": 4,
+    "OutOfResources": 5, "RuntimeAbsent": 6, "ShadowedPackage": 6, "Interrupted": 7,
 }  # fmt: skip
 TYPES = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
 
