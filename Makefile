@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint matrix clean
+.PHONY: demo test lint matrix bench-methods clean
 
 demo: .venv/ready
 	$(BIN)/edgeqaf demo
@@ -20,6 +20,11 @@ lint: .venv/ready
 # The long runs: every test, slow ones too.
 matrix: .venv/ready
 	$(BIN)/python -m pytest
+
+# Hours: every tuning method on every task. It goes on from what is recorded, and where it was stopped.
+bench-methods: .venv/ready
+	$(BIN)/edgeqaf bench methods --from docs/benchmarks/methods.json
+	$(BIN)/edgeqaf bench methods --report docs/benchmarks
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "edgeqaf needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -24,6 +24,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments
 
 from edgeqaf import __version__, checkpoint, ranks
+from edgeqaf.attribution import attribute
 from edgeqaf.callbacks import Interrupt, Progress, read_log
 from edgeqaf.checkpoint import FORMAT, MANIFEST
 from edgeqaf.console import be_quiet, progress, say
@@ -31,7 +32,7 @@ from edgeqaf.data.split import remarks
 from edgeqaf.errors import Interrupted, Refused
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.method import Course
-from edgeqaf.movement import layer_movements, require_moved, total
+from edgeqaf.movement import hints, layer_movements, require_moved, total
 from edgeqaf.nn import qlinears
 from edgeqaf.order import Order
 from edgeqaf.prepare import Prepared, Settings, batched, prepare, require_alike
@@ -83,10 +84,10 @@ def finetune(base: Path, data: Path | str, out: Path, settings: Settings, *, eva
                 ),
                 ranks.first(),
             )
-        _measure_the_end(trainer)
+        without = _measure_the_end(trainer)
         with assembled(run.model):
             require_same_everywhere(run.model)
-            return ranks.alone(lambda: _finish(run))
+            return ranks.alone(lambda: _finish(run, without))
 
 
 def _announce(run: Prepared) -> None:
@@ -145,6 +146,8 @@ def _trainer(run: Prepared, advance: Any, report_to: Sequence[str]) -> GridTrain
             moved = total(layer_movements(model))
         return {"moved": moved.share} if moved.weights else {}
 
+    if settings.checkpointing:
+        enable_checkpointing(model)
     if wanted():
         shard(model)
     optimizer, schedule = run.method.optimizer(model, run.options, Course(settings.steps, micro))
@@ -160,6 +163,13 @@ def _trainer(run: Prepared, advance: Any, report_to: Sequence[str]) -> GridTrain
     trainer.remove_callback(PrinterCallback)
     write_into(run.out, trainer.callback_handler.callbacks)
     return trainer
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Have each decoder layer's activations computed again in backward instead of kept; the bits stay the same."""
+    renamed = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.22 and later
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    model.config.use_cache = False
 
 
 def _changed(model: nn.Module) -> None:
@@ -182,11 +192,14 @@ def _train(trainer: GridTrainer, last: Path | None) -> None:
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
 
-def _measure_the_end(trainer: GridTrainer) -> None:
-    """Take the held-out loss of the last step, unless it was due and taken."""
+def _measure_the_end(trainer: GridTrainer) -> dict[str, float]:
+    """Take the held-out loss of the last step, unless it was due and taken; return it without each written slot."""
+    if not trainer.held_out:
+        return {}
     logged = trainer.state.log_history
-    if trainer.held_out and not any("eval_loss" in e and e["step"] == trainer.args.max_steps for e in logged):
+    if not any("eval_loss" in e and e["step"] == trainer.args.max_steps for e in logged):
         trainer.evaluate()
+    return attribute(trainer.model, trainer.held_out_loss)
 
 
 def _final_losses(run: Prepared) -> tuple[float, float | None]:
@@ -197,7 +210,7 @@ def _final_losses(run: Prepared) -> tuple[float, float | None]:
     return sum(losses) / len(losses), held_out[0] if held_out else None
 
 
-def _finish(run: Prepared) -> dict[str, Any]:
+def _finish(run: Prepared, without: dict[str, float]) -> dict[str, Any]:
     """Write adapter and manifest; then judge the run."""
     from safetensors.torch import save_file
 
@@ -210,7 +223,7 @@ def _finish(run: Prepared) -> dict[str, Any]:
         "format": FORMAT, "kind": "run", "parent": run.record["base_root"], "method": settings.method,
         "options": run.options.model_dump(), "seed": settings.seed,
         "lossless": method.lossless, "folded": folded_digests(model), "layers": layers,
-        "training_loss": loss, "held_out_loss": held_out, "steps": settings.steps,
+        "training_loss": loss, "held_out_loss": held_out, "held_out_loss_without": without, "steps": settings.steps,
         "rows": asdict(run.rows.counts) | {"held_out": len(run.rows.held_out)},
         "tool": {"edgeqaf": __version__, "torch": torch.__version__},
     }  # fmt: skip
@@ -220,5 +233,7 @@ def _finish(run: Prepared) -> dict[str, Any]:
     _write(out / CONFIG, {**method.adapter_config(model), "base_model_name_or_path": base})
     _write(out / MANIFEST, manifest)
     if method.lossless:
+        for hint in hints(total(movements), done=1.0):
+            say(hint)
         require_moved(total(movements), settings.method)
     return manifest

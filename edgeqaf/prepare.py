@@ -28,7 +28,8 @@ class Settings:
     per step, which several ranks share (`edgeqaf.ranks.shared`); max_length: tokens a row may have;
     holdout: share of rows (at most 256) kept for the held-out loss when no file is given; eval_every,
     save_every: in optimizer steps; device: where it trains; precision: float32, or bf16 for the activations and
-    the matrix products (autocast); options: the method's own.
+    the matrix products (autocast); checkpointing: activations are computed again in backward instead of
+    kept; options: the method's own.
     """
 
     method: str = "codes"
@@ -43,6 +44,7 @@ class Settings:
     threads: int = 0
     device: str = "cpu"
     precision: str = "float32"
+    checkpointing: bool = False
     columns: Sequence[str] = ()
     packing: bool = False
     drop_duplicates: bool = False

@@ -134,8 +134,15 @@ class GridTrainer(Trainer):  # type: ignore[misc]
             self._losses = []
         super().log(logs, start_time)
 
-    @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure and log the held-out loss."""
+        metrics = {"eval_loss": self.held_out_loss()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
         """The mean over held-out items of their micro-batch's loss; ranks take turns at them."""
         self.model.eval()
         losses = torch.zeros(len(self.held_out), dtype=torch.float64)
@@ -146,10 +153,7 @@ class GridTrainer(Trainer):  # type: ignore[misc]
             if i < len(losses):
                 losses[i] = float(loss)
         sizes = torch.tensor([len(batch) for batch in self.held_out], dtype=torch.float64)
-        metrics = {"eval_loss": float(ranks.sum_(losses) @ sizes / sizes.sum())}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return float(ranks.sum_(losses) @ sizes / sizes.sum())
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         optimizer, random = whole(self.optimizer.state_dict()), ranks.gathered(random_state())

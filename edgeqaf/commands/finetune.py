@@ -47,6 +47,9 @@ def command(
     precision: Annotated[
         Literal["float32", "bf16"], typer.Option(help="Of activations and matrix products; bf16 is faster on a GPU.")
     ] = "float32",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute activations again in backward: less memory, more time.")
+    ] = False,
     report_to: Annotated[
         str, typer.Option(help="Experiment trackers, comma-separated: tensorboard, wandb, mlflow ...")
     ] = "none",
@@ -66,7 +69,8 @@ def command(
     settings = Settings(
         method=method, steps=steps, batch=batch, accumulate=accumulate, max_length=max_length, seed=seed,
         holdout=holdout, eval_every=eval_every, save_every=save_every, threads=threads, columns=listed(columns),
-        packing=packing, drop_duplicates=drop_duplicates, device=place(device), precision=precision, options=options,
+        packing=packing, drop_duplicates=drop_duplicates, device=place(device), precision=precision,
+        checkpointing=checkpointing, options=options,
     )  # fmt: skip
     if dry_run:
         method_of(method, options)
@@ -128,8 +132,13 @@ def _report(run: dict[str, Any], output: Path) -> None:
     held_out = run["held_out_loss"]
     loss = f", held-out loss {held_out:.3f}" if held_out is not None else ""
     say(f"{output}: {run['steps']} steps of {run['method']}{loss}")
-    if moved.weights:
-        say(f"codes moved: {moved.moved:,} of {moved.weights:,} ({moved.share:.1%})")
+    counts = {"codes": (moved.moved, moved.weights), "zeros": (moved.zeros_moved, moved.zeros),
+              "scales": (moved.scales_moved, moved.scales)}  # fmt: skip
+    for name, (changed, of) in counts.items():
+        if changed:
+            say(f"{name} moved: {changed:,} of {of:,} ({changed / of:.1%})")
+    for slot, without in run.get("held_out_loss_without", {}).items():
+        say(f"held-out loss with the base's {slot} put back: {without:.3f}")
     if run["lossless"]:
         say(f"next: edgeqaf merge {output} -o merged")
     else:

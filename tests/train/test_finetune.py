@@ -17,7 +17,11 @@ from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.run import load_run
 
 QUICK = {"steps": 6, "batch": 4, "save_every": 2, "eval_every": 3, "max_length": 48, "threads": 1}
-OPTIONS: dict[str, dict[str, Any]] = {"lowrank": {"lr": 0.5, "rank": 4}, "lota": {"rank": 4}, "lora": {"rank": 4}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "codes": {"lr": 0.5}, "lowrank": {"lr": 0.5, "rank": 4}, "lota": {"rank": 4}, "lora": {"rank": 4},
+    "scale": {"lr": 0.1}, "codes+scale": {"lr": 0.5}, "q_bara": {"rank": 4},
+}  # fmt: skip
+LOSSLESS = ("codes", "lowrank", "lota", "scale", "codes+scale")
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +75,32 @@ def test_gradient_accumulation_sees_the_same_rows(tiny_model: QModel, data: Path
     assert abs(first[0] - first[1]) < 1e-4  # training quality: one loss, two orders of sums
 
 
-@pytest.mark.parametrize("method", ["lowrank", "lota"])
+def test_a_run_that_writes_two_slots_says_what_each_is_worth(runs: dict[str, Path]) -> None:
+    both, alone = (checkpoint.read_manifest(runs[name]) for name in ("codes+scale", "codes"))
+    assert both["held_out_loss_without"].keys() == {"codes", "scale"}
+    assert all(loss != both["held_out_loss"] for loss in both["held_out_loss_without"].values())
+    assert alone["held_out_loss_without"] == {}
+
+
+def test_checkpointing_changes_no_bit(runs: dict[str, Path], tiny_model: QModel, data: Path, tmp_path: Path) -> None:
+    finetune(tiny_model.folder, data, tmp_path / "run", settings("codes", checkpointing=True))
+    for name in ("adapter_model.safetensors", "log.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (runs["codes"] / name).read_bytes(), name
+
+
+def test_bf16_trains_and_merges(runs: dict[str, Path], tiny_model: QModel, data: Path, tmp_path: Path) -> None:
+    run = finetune(tiny_model.folder, data, tmp_path / "run", settings("codes", precision="bf16"))
+    assert run["folded"] != checkpoint.read_manifest(runs["codes"])["folded"]  # other activations, other codes
+    merged, _ = merge(tmp_path / "run", tmp_path / "merged")
+    assert {n: e["digest"] for n, e in merged.manifest["tensors"].items() if n in run["folded"]} == run["folded"]
+
+
+@pytest.mark.parametrize("method", LOSSLESS)
 def test_merge_is_the_training_forward(method: str, runs: dict[str, Path], tiny_model: QModel, tmp_path: Path) -> None:
     merged, movements = merge(runs[method], tmp_path / "merged")
     _, model, _, manifest = load_run(runs[method])
     counted = summary(movements)
-    assert counted["moved"] > 0
+    assert counted["moved"] + counted["scales_moved"] > 0
     assert merged.manifest["parent"] == tiny_model.root == manifest["parent"]
     moved = 0
     for name, q in merged.quantized():
@@ -84,7 +108,7 @@ def test_merge_is_the_training_forward(method: str, runs: dict[str, Path], tiny_
         assert decode(q).tobytes() == layer.weight.detach().numpy().tobytes()  # type: ignore[union-attr,operator]
         base = tiny_model.tensors[name]
         assert isinstance(base, QTensor)
-        assert q.scale.tobytes() == base.scale.tobytes()
+        assert (q.scale.tobytes() == base.scale.tobytes()) == ("scale" not in method)
         moved += int((q.codes != base.codes).sum())
     assert moved == counted["moved"]
 
