@@ -100,7 +100,8 @@ def test_generation_decodes_the_weights_once(tiny_base, monkeypatch):
     decoded = []
     from edgeqaf import nn
 
-    monkeypatch.setattr(nn, "decode", lambda q, decode=nn.decode: decoded.append(q) or decode(q))
+    weights = nn.weights
+    monkeypatch.setattr(nn, "weights", lambda packed, *rest: decoded.append(packed) or weights(packed, *rest))
     found = theirs(tiny_base)
     found.generate(IDS, max_new_tokens=6, min_new_tokens=6, do_sample=False)
     assert len(decoded) == len(qlinears(found))
