@@ -1,5 +1,6 @@
 """What one layer trains: an adapter proposes a `Delta`, and knows the gradient of its parameters."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
     from edgeqaf.nn import QLinear
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """One layer's adapter: which slots it writes, and the delta it proposes, tile by tile."""
 
     writes: frozenset[Slot]
 
+    @abstractmethod
     def delta(self, q: QTensor, rows: slice) -> Delta:
         """What to add to ``q``, which holds the ``rows`` of the base; differentiable in the parameters."""
-        raise NotImplementedError
 
     def fold_packed(self, base: Packed) -> Packed:
         """`fold` of the whole base with `delta`, tile by tile, packed again."""

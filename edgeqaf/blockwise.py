@@ -16,6 +16,7 @@ learning rate means the same on every layer and grid. ``pooling="mean"`` divides
 length, as the released code of both papers does: the same functions, another step size.
 """
 
+from abc import abstractmethod
 from typing import Any, Literal
 
 from pydantic import Field
@@ -60,9 +61,9 @@ class Blockwise(Adapter):
         self.factor = 1.0 if options.pooling == "sum" else 1.0 / length
         self.size = out // self.repeat, inputs // length
 
+    @abstractmethod
     def matrix(self, rows: slice) -> Tensor:
         """Some rows of M, [rows, in / group], differentiable."""
-        raise NotImplementedError
 
     def delta(self, q: QTensor, rows: slice) -> Delta:
         """zero: what the grid's zero absorbs, [rows, in / block]."""

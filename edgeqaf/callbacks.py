@@ -19,7 +19,7 @@ from edgeqaf.staging import staged
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Shows each step and writes ``log.jsonl``: step, loss, learning rate; held-out loss where measured."""
 
-    def __init__(self, log: Path, advance: Advance, measure: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, log: Path, advance: Advance, measure: Callable[[float], dict[str, float]]) -> None:
         self.log, self.advance, self.measure = log, advance, measure
         self._note = ""
 
@@ -38,7 +38,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if not entry:
             return
         if "eval_loss" in entry:
-            entry |= self.measure()
+            entry |= self.measure(state.global_step / state.max_steps)
         if ranks.first():
             self._append({"step": state.global_step, **entry}, flush=control.should_save)
         if "loss" in entry:

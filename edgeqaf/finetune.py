@@ -32,7 +32,7 @@ from edgeqaf.data.split import remarks
 from edgeqaf.errors import Interrupted, Refused
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.method import Course
-from edgeqaf.movement import hints, layer_movements, require_moved, total
+from edgeqaf.movement import EARLY, INERT, hints, layer_movements, require_moved, total
 from edgeqaf.nn import qlinears
 from edgeqaf.order import Order
 from edgeqaf.prepare import Prepared, Settings, batched, prepare, require_alike
@@ -141,9 +141,11 @@ def _trainer(run: Prepared, advance: Any, report_to: Sequence[str]) -> GridTrain
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are several ranks, never copies of one process's model
     arguments.report_to = list(report_to)  # transformers adds to it where a cluster's environment asks for it
 
-    def measure() -> dict[str, float]:
+    def measure(done: float) -> dict[str, float]:
         with assembled(model):
             moved = total(layer_movements(model))
+        if run.method.lossless and EARLY <= done < 1 and moved.share < INERT:
+            say(f"only {moved.share:.3%} has moved after {done:.0%} of the steps: raise --lr, or stop")
         return {"moved": moved.share} if moved.weights else {}
 
     if settings.checkpointing:
@@ -233,7 +235,7 @@ def _finish(run: Prepared, without: dict[str, float]) -> dict[str, Any]:
     _write(out / CONFIG, {**method.adapter_config(model), "base_model_name_or_path": base})
     _write(out / MANIFEST, manifest)
     if method.lossless:
-        for hint in hints(total(movements), done=1.0):
+        for hint in hints(total(movements)):
             say(hint)
         require_moved(total(movements), settings.method)
     return manifest

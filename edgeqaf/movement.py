@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # counting movements in a manifest needs no torch
     from torch import nn
 
 INERT = 0.005  # share of codes, zeros or scales below which a run changed nothing
+EARLY = 0.25  # share of the steps from which so little is worth a word
 HOT, FAR, SATURATED = 0.4, 0.03, 0.05  # shares above which recovery runs went wrong (docs/log.md)
 
 
@@ -83,11 +84,9 @@ def total(movements: Mapping[str, Movement]) -> Movement:
     return sum(movements.values(), Movement())
 
 
-def hints(moved: Movement, done: float) -> list[str]:
-    """What a person should know of how far a run has moved the codes at the share ``done`` of its steps."""
+def hints(moved: Movement) -> list[str]:
+    """What a person should know of how far a run has moved the codes."""
     said = []
-    if done < 1 and moved.share < INERT:
-        said.append(f"only {moved.share:.3%} has moved after {done:.0%} of the steps: raise --lr, or stop")
     far = moved.moved_far / max(moved.weights, 1)
     if moved.moved / max(moved.weights, 1) > HOT or far > FAR:
         said.append(

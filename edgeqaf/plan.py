@@ -54,7 +54,7 @@ def plan(base: Path, data: Path | str, settings: Settings, eval_data: Path | str
         "sequences": items, "steps": settings.steps,
         "epochs": settings.steps * settings.batch * settings.accumulate / items,
         "trained_parameters": sum(t.numel() for t in state.values()),
-        "checkpoint_bytes": _bytes(state.values()) + memory["optimizer"],
+        "checkpoint_bytes": tensor_bytes(state.values()) + memory["optimizer"],
         "memory": memory, "memory_bytes": sum(memory.values()), **timed,
     }  # fmt: skip
 
@@ -72,10 +72,11 @@ def storage(model: nn.Module) -> dict[str, int]:
     folded = {t.data_ptr(): t for layer in layers for t in _parts(layer.now) if t.data_ptr() not in base}
     counted = base.keys() | {t.data_ptr() for t in state.values()}
     others = {t.data_ptr(): t for t in [*model.parameters(), *model.buffers()] if t.data_ptr() not in counted}
-    gradients = _bytes(trainable(model).values())
+    gradients = tensor_bytes(trainable(model).values())
     return {
-        "base": _bytes(base.values()), "folded": _bytes(folded.values()), "floats": _bytes(others.values()),
-        "adapter": _bytes(state.values()), "gradients": gradients, "optimizer": 2 * gradients,
+        "base": tensor_bytes(base.values()), "folded": tensor_bytes(folded.values()),
+        "floats": tensor_bytes(others.values()), "adapter": tensor_bytes(state.values()),
+        "gradients": gradients, "optimizer": 2 * gradients,
     }  # fmt: skip
 
 
@@ -125,14 +126,13 @@ def _timed(model: nn.Module, method: Tuning, options: Options, settings: Setting
         model.eval()
         with torch.no_grad():
             evaluations = batches * _seconds(lambda: model(**collate(some)))
-    kept = _bytes(t for state in _states(optimizer) for t in state.values() if isinstance(t, Tensor))
-    return {"seconds_per_step": per_step, "seconds": settings.steps * per_step + evaluations}, kept
+    return {"seconds_per_step": per_step, "seconds": settings.steps * per_step + evaluations}, moment_bytes(optimizer)
 
 
-def _states(optimizer: Any) -> list[Mapping[str, Any]]:
-    """Per-parameter states; of each part, where several optimizers act as one."""
-    parts = getattr(optimizer, "optimizers", [optimizer])
-    return [state for part in parts for state in part.state.values()]
+def moment_bytes(optimizer: Any) -> int:
+    """What an optimizer keeps for its parameters; of each part, where several act as one."""
+    states = [state for part in getattr(optimizer, "optimizers", [optimizer]) for state in part.state.values()]
+    return tensor_bytes(value for state in states for value in state.values() if isinstance(value, Tensor))
 
 
 def _seconds(action: Any) -> float:
@@ -150,5 +150,6 @@ def _parts(packed: Any) -> list[Tensor]:
     return [t for t in (packed.codes, packed.scale, packed.zero) if t is not None]
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Their storage."""
     return sum(t.numel() * t.element_size() for t in tensors)

@@ -123,14 +123,14 @@ def subject(folder: Path, *, base: Path | None, requantize: bool, runtime: str |
     checkpoint.verify(model)
     if lora:
         return _lora(model, lora, requantize, options.device)
-    return _torch(kind, model.root, folder, build(model.config, model.tensors), options.device)
+    return in_torch(kind, model.root, folder, build(model.config, model.tensors), options.device)
 
 
 def _run(folder: Path, base: Path | None, requantize: bool, device: str) -> Subject:
     base_folder, model, method, manifest = load_run(folder, base)
     name = manifest["method"]
     if not requantize:
-        return _torch(f"{name}, unmerged", None, base_folder.folder, model, device)
+        return in_torch(f"{name}, unmerged", None, base_folder.folder, model, device)
     if not isinstance(method, Baseline):
         raise Refused(f"{folder}: {name} merges exactly, there is nothing to quantize again", "use edgeqaf merge")
     return _requantized(name, base_folder, method, model, device)
@@ -143,7 +143,7 @@ def _lora(base: checkpoint.QModel, folder: Path, requantize: bool, device: str) 
     name, model = f"LoRA {folder.name}", peft_adapter.attach(build(base.config, base.tensors), folder)
     if requantize:
         return _requantized(name, base, plugins.find("adapters", "lora"), model, device)
-    return _torch(f"{name}, unmerged", None, base.folder, model, device)
+    return in_torch(f"{name}, unmerged", None, base.folder, model, device)
 
 
 def _requantized(name: str, base: checkpoint.QModel, method: Baseline, model: nn.Module, device: str) -> Subject:
@@ -152,10 +152,11 @@ def _requantized(name: str, base: checkpoint.QModel, method: Baseline, model: nn
     for tensor_name, weights in method.merged_weights(model).items():
         tensors[tensor_name] = quantize(weights.numpy(), plugins.find("grids", base.manifest["options"]["grid"]))
     again = build(base.config, tensors)
-    return _torch(f"{name}, merged in 16 bit and quantized again", None, base.folder, again, device)
+    return in_torch(f"{name}, merged in 16 bit and quantized again", None, base.folder, again, device)
 
 
-def _torch(label: str, root: str | None, folder: Path, model: nn.Module, device: str) -> Subject:
+def in_torch(label: str, root: str | None, folder: Path, model: nn.Module, device: str = "cpu") -> Subject:
+    """A model in memory, with the tokenizer in ``folder``; root: its Merkle root, None for one with an adapter."""
     tokenizer = Tokenizer(folder)
     model.to(device)
 

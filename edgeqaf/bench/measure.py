@@ -18,7 +18,7 @@ from edgeqaf.bench.cell import FLOAT, Cell
 from edgeqaf.bench.contenders import CONTENDERS, FAMILIES, UNTUNED
 from edgeqaf.bench.places import Places
 from edgeqaf.bench.store import Result
-from edgeqaf.bench.subjects import RUNTIMES, in_memory, of_artifact, silent
+from edgeqaf.bench.subjects import RUNTIMES, of_artifact, silent
 from edgeqaf.bench.task import BenchTask, Material, batches, digest, material
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Tensor, file_sha256, merkle_root
@@ -52,7 +52,7 @@ class Bench:
 
     def in_torch(self, model: nn.Module) -> dict[str, float]:
         """The score of a model in memory."""
-        return self.score(in_memory(model, self.tokenizer), answers=self.asks)
+        return self.score(scoring.in_torch("in memory", None, self.folder, model), answers=self.asks)
 
     @property
     def asks(self) -> bool:

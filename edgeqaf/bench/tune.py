@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from edgeqaf.bench.contenders import FULL
 from edgeqaf.data import IGNORED, Example
 from edgeqaf.data.batches import Collator
 from edgeqaf.method import Course, Options, Tuning, adamw, adapter_state
+from edgeqaf.plan import moment_bytes, tensor_bytes
 from edgeqaf.source import is_linear
 
 HELD_OUT_TIMES = 3  # that the held-out loss is taken in a run; the last one is the score
@@ -45,13 +46,11 @@ class Trainee:
     trained: Mapping[str, Tensor]
 
     def trained_bytes(self) -> int:
-        return _bytes(self.trained.values())
+        return tensor_bytes(self.trained.values())
 
     def state_bytes(self) -> int:
         """What training keeps beside the base: what is trained, and the optimizer's moments."""
-        parts = getattr(self.optimizer, "optimizers", [self.optimizer])
-        kept = [t for part in parts for state in part.state.values() for t in state.values() if isinstance(t, Tensor)]
-        return self.trained_bytes() + _bytes(kept)
+        return self.trained_bytes() + moment_bytes(self.optimizer)
 
 
 def attached(model: nn.Module, method: Tuning, options: Options, seed: int, steps: int) -> Trainee:
@@ -90,7 +89,3 @@ def run(trainee: Trainee, stream: Sequence[Sequence[Example]], pad: int, measure
         if number % every == 0 and number + every <= len(stream):
             record.held_out.append((number, measure()))
     return record
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -87,3 +87,15 @@ def test_threads_and_the_order_of_the_rank_change_nothing() -> None:
 def test_rank_beyond_exactness_is_refused(rank: int) -> None:
     with pytest.raises(UsageError, match=rf"lowrank: rank {rank} is outside 1\.\.64"):
         require_exact("lowrank", rank)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_start_shifts_the_threshold_exactly(seed: int) -> None:
+    b, a = factors(16, seed, 0.05)
+    generator = torch.Generator().manual_seed(seed)
+    factor = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    start = torch.randint(-64, 64, (40, 96), generator=generator) / 128
+    value = exact_product(b, a).view(40, 3, 32) * factor[..., None]
+    expected = (value.view(40, 96) + (start.double() + 0.5)).floor().float()
+    assert rounded_product(b, a, factor, start).numpy().tobytes() == expected.numpy().tobytes()
+    assert not torch.equal(expected, (value.view(40, 96) + 0.5).floor().float())

@@ -235,4 +235,4 @@ def test_memory_holds_two_four_bit_codes_a_byte() -> None:
         zero = None if name.endswith("_0") else [[1.0], [1.0]]
         layer = layer_of(name, codes, [[1.0], [1.0]], zero)
         assert layer.codes.numel() * lanes(grid) == codes.size
-        assert layer.codes.numel() * 8 <= codes.size * max(grid.bits, 4 if grid.bits == 3 else 0)
+        assert 8 // lanes(grid) == {2: 2, 3: 4, 4: 4, 8: 8}[grid.bits]  # bits a code takes
