@@ -1,5 +1,6 @@
 """From dL/dW to dL/dDelta: `decode` differentiated as written, `fold` passed straight through."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,11 +60,17 @@ class Flow:
             self.shared[key] = found
         return found
 
+    def whole_gradient(self, tiles: Iterable[slice]) -> Tensor:
+        """dL/dW [out, in], float32, of which ``tiles`` are the rows."""
+        parts = [self.weight_gradient(rows) for rows in tiles]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
 
 @cache
 def multiplies_bf16(device: str) -> bool:
-    """Whether this CPU has matrix units for bfloat16 (on a GPU the training's own precision decides)."""
-    return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    """Whether this CPU multiplies bfloat16 by instructions of its own (on a GPU the training's precision decides)."""
+    found = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def pullback(q: QTensor, grad: Tensor, slots: frozenset[Slot]) -> Delta:

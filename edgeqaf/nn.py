@@ -41,20 +41,27 @@ class GridLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layer, now = ctx.layer, ctx.now
-        if ctx.edits != layer.edits:
-            raise RuntimeError("a layer's integers changed between its forward and its backward")
-        dy = grads[0].reshape(-1, layer.out_features)
-        dx: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            flat = dy.new_zeros(len(dy), layer.in_features)
-            for rows in now.tiles():
-                flat.addmm_(dy[:, rows], weights(now, rows, dy.dtype))
-            dx = flat.view(*grads[0].shape[:-1], -1)
-        if not ctx.learns:
-            return dx, None, None
-        (x,) = ctx.saved_tensors
-        return dx, None, None, *layer.adapter.gradients(layer, Flow(x.reshape(-1, layer.in_features), dy))
+        with torch.autocast(grads[0].device.type, enabled=False):  # the context may still be that of the forward
+            return _backward(ctx, grads[0])
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """`GridLinear.backward` in the types that it says, whatever autocast would take."""
+    layer, now = ctx.layer, ctx.now
+    if ctx.edits != layer.edits:
+        raise RuntimeError("a layer's integers changed between its forward and its backward")
+    dy = grad.reshape(-1, layer.out_features)
+    dx: Tensor | None = None
+    if ctx.needs_input_grad[0]:
+        first, *others = now.tiles()
+        flat = dy[:, first] @ weights(now, first, dy.dtype)
+        for rows in others:
+            flat.addmm_(dy[:, rows], weights(now, rows, dy.dtype))
+        dx = flat.view(*grad.shape[:-1], -1)
+    if not ctx.learns:
+        return dx, None, None
+    (x,) = ctx.saved_tensors
+    return dx, None, None, *layer.adapter.gradients(layer, Flow(x.reshape(-1, layer.in_features), dy))
 
 
 class QLinear(nn.Module):
@@ -102,7 +109,8 @@ class QLinear(nn.Module):
             return self.base
         state = (self.edits, *((t.data_ptr(), t._version) for t in self.adapter.state().values()))
         if self._folded is None or self._folded[0] != state:
-            with torch.no_grad():
+            # Under autocast a product that decides how codes round would be taken in 16 bits.
+            with torch.no_grad(), torch.autocast(self.codes.device.type, enabled=False):
                 folded = self.adapter.fold_packed(self.base)
             back = {slot.value: getattr(self, slot.value) for slot in self.reverted}
             self._folded = (state, replace(folded, **back))

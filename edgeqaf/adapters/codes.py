@@ -85,8 +85,7 @@ class Codes(Adapter):
     def gradients(self, layer: QLinear, flow: Flow) -> list[Tensor | None]:
         """Update the codes, or keep the gradient where several micro-batches make a step."""
         assert self.pace is not None
-        flow = flow.narrowed()
-        grad = torch.cat([flow.weight_gradient(rows) for rows in layer.base.tiles()])
+        grad = flow.narrowed().whole_gradient(layer.base.tiles())
         if self.pace.accumulates:
             self.waiting = grad if self.waiting is None else self.waiting.add_(grad)
         else:
@@ -125,12 +124,10 @@ class Codes(Adapter):
     def move(self, rows: slice, moves: Tensor) -> None:
         """c <- clip(c - SR(moves) / 128) for some rows; moves: float32 in 1/128 of a code step."""
         moves += noise(self.seed, int(self.updates), rows.start, len(moves), moves.shape[1], moves.device)
-        value = unpack(self.codes[rows], self.grid).short().mul_(PARTS).add_(self.remainder[rows])
-        value -= moves.floor_().short()
-        value.clamp_(self.grid.lo * PARTS - PARTS // 2, self.grid.hi * PARTS + PARTS // 2 - 1)
-        codes = (value + PARTS // 2) >> int(math.log2(PARTS))
-        self.codes[rows] = pack(codes.to(torch.int8), self.grid)
-        self.remainder[rows] = value.sub_(codes.mul_(PARTS)).to(torch.int8)
+        value = unpack(self.codes[rows], self.grid).short().mul_(PARTS).add_(self.remainder[rows]).add_(PARTS // 2)
+        value.sub_(moves.floor_().short()).clamp_(self.grid.lo * PARTS, self.grid.hi * PARTS + PARTS - 1)
+        self.remainder[rows] = value.to(torch.int8).bitwise_and_(PARTS - 1).sub_(PARTS // 2)
+        self.codes[rows] = pack(value.bitwise_right_shift_(int(math.log2(PARTS))).to(torch.int8), self.grid)
 
 
 @accelerated

@@ -25,6 +25,7 @@ class Contender:
     """title: in the tables. method: its registry name, or None for what is no method of the product.
 
     options: its own, learning rates apart. answers: whether an artifact of it answers questions too.
+    residual: whether it begins from what rounding the float model left over (`lowrank`'s option of this name).
     """
 
     title: str
@@ -32,6 +33,7 @@ class Contender:
     families: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     answers: bool = False
+    residual: bool = False
 
     @property
     def grids(self) -> tuple[str, ...]:
@@ -47,6 +49,9 @@ CONTENDERS = {
     "q_bara": Contender("Q-BaRA r32", "q_bara", ("symmetric",), {"rank": 32, "pool": 2}),
     "codes": Contender("`codes`", "codes", BLOCKS, answers=True),
     "lowrank": Contender("`lowrank` r16", "lowrank", ("symmetric", "offset"), {"rank": 16}, answers=True),
+    "lowrank-residual": Contender(
+        "`lowrank` r16 from residuals", "lowrank", ("symmetric",), {"rank": 16}, answers=True, residual=True
+    ),
     "lowrank+scale": Contender("`lowrank+scale` r16", "lowrank+scale", ("symmetric",), {"rank": 16}),
     "scale": Contender("`scale`", "scale", ("symmetric", "offset")),
     "lota": Contender("LoTA r16, move rate", "lota", ("symmetric", "offset"), {"rank": 16}),

@@ -24,12 +24,15 @@ class Goal:
         return f"{self.row.title} {relation} {self.other.title}"
 
 
+CODES, LOWRANK, FROM_RESIDUALS = (Row(name, STORED) for name in ("codes", "lowrank", "lowrank-residual"))
 GOALS = (
-    Goal(Row("codes", STORED), UNMERGED_LORA, (4,)),
-    Goal(Row("codes", STORED), UNMERGED_LORA, (3,), within=0.05),
-    Goal(Row("lowrank", STORED), UNMERGED_LORA, (4,), within=0.05),
-    Goal(Row("codes", STORED), REQUANTIZED_LORA, (4, 3, 2), strict=True),
-    Goal(Row("lowrank", STORED), REQUANTIZED_LORA, (4, 3, 2), strict=True),
+    Goal(CODES, UNMERGED_LORA, (4,)),
+    Goal(CODES, UNMERGED_LORA, (3,), within=0.05),
+    Goal(LOWRANK, UNMERGED_LORA, (4,), within=0.05),
+    Goal(FROM_RESIDUALS, UNMERGED_LORA, (4,), within=0.05),
+    Goal(CODES, REQUANTIZED_LORA, (4, 3, 2), strict=True),
+    Goal(LOWRANK, REQUANTIZED_LORA, (4, 3, 2), strict=True),
+    Goal(FROM_RESIDUALS, REQUANTIZED_LORA, (4, 3, 2), strict=True),
 )
 
 

@@ -131,7 +131,8 @@ def _trained(bench: Bench, model: nn.Module, source: Any, tensors: Mapping[str, 
         method: Any = None
         trainee = tune.in_float(model, source.architecture, cell.contender, dict(cell.rates)["lr"], cell.steps)
     else:
-        method, options = method_of(contender.method, {**contender.options, **dict(cell.rates)})
+        start = {"residual": str(bench.places.models[cell.model])} if contender.residual else {}
+        method, options = method_of(contender.method, {**contender.options, **start, **dict(cell.rates)})
         trainee = tune.attached(model, method, options, cell.seed, cell.steps)
     record = tune.run(trainee, stream, bench.tokenizer.pad, lambda: bench.held_out_loss(trainee.model))
     if method is None:

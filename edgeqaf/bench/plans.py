@@ -5,13 +5,13 @@ from dataclasses import replace
 
 from edgeqaf import plugins
 from edgeqaf.bench.cell import FLOAT, Cell
-from edgeqaf.bench.contenders import CONTENDERS, FAMILIES, FULL, FULL_LINEARS, UNTUNED
+from edgeqaf.bench.contenders import CONTENDERS, FAMILIES, FULL, FULL_LINEARS, UNTUNED, bits
 from edgeqaf.bench.rates import KINDS, rates_of
 from edgeqaf.errors import UsageError
 
 STEPS, SEEDS = 300, (0, 1, 2)
 MODELS = ("tinystories656k", "storyteller-6m")
-FIRST = (UNTUNED, "lora", "codes", "lowrank", FULL)
+FIRST = (UNTUNED, "lora", "codes", "lowrank", "lowrank-residual", FULL)
 NEXT = ("lowrank+scale", "scale", "lota", "lota-paper", "q_bara", FULL_LINEARS)
 WITH_ZERO = (
     UNTUNED, "lora", "codes", "lota-offset", "lota-paper-offset", "lota-paper-offset-code", "qa_hira", "qa_lora",
@@ -50,11 +50,15 @@ def full(models: Sequence[str]) -> Iterator[Cell]:
 
 
 def rates(models: Sequence[str]) -> Iterator[Cell]:
-    """Every learning rate that was tried, on the first grid of its contender, scored on rows that no table shows."""
+    """Every learning rate that was tried, scored on rows that no table shows.
+
+    On the first grid of its contender, and on those of fewer bits that have a rate of their own.
+    """
+    grids = (FLOAT, "q4_1", *FAMILIES["symmetric"])
     for kind in KINDS:
-        for cell in _product(models, (OF_KIND[kind],), (FLOAT, "q4_0", "q4_1"), tuple(CONTENDERS), (0,), STEPS):
+        for cell in _product(models, (OF_KIND[kind],), grids, tuple(CONTENDERS), (0,), STEPS):
             found = rates_of(cell.model, cell.contender)
-            if found and cell.grid == CONTENDERS[cell.contender].grids[0]:
+            if found and (cell.grid == CONTENDERS[cell.contender].grids[0] or (kind, bits(cell.grid)) in found.narrow):
                 others = found.of(kind)[1:]
                 for lr in found.tried:
                     yield replace(cell, rates=(("lr", lr), *others), choosing=True)
@@ -114,5 +118,5 @@ def _product(models: Iterable[str], tasks: Iterable[str], grids: Iterable[str], 
                         if grid not in CONTENDERS[name].grids or (name == UNTUNED and seed):
                             continue
                         found = rates_of(model, name)
-                        chosen = found.of(plugins.find("tasks", task).kind) if found else ()
+                        chosen = found.of(plugins.find("tasks", task).kind, bits(grid)) if found else ()
                         yield Cell(model, task, grid, name, chosen, seed, 0 if name == UNTUNED else steps)

@@ -2,7 +2,8 @@
 
 A rate goes by the kind of task: ``task`` (a new format of answers), ``recovery`` (the text the model was
 trained on), ``style`` (text of another kind). `tried` is what `edgeqaf bench methods --plan rates` runs: at
-4 bits, seed 0, on held-out rows that no table shows. LoTA has no rate: its threshold is a schedule.
+4 bits (at fewer where another rate is taken there), seed 0, on held-out rows that no table shows. LoTA has
+no rate: its threshold is a schedule.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ class Rates:
     """``lr`` by kind of task, in the unit of the method; tried: the values compared.
 
     others: further options that go with it, by kind (the second part of a combination).
+    narrow: ``lr`` by (kind, bits) where fewer bits want another.
     """
 
     task: float
@@ -22,20 +24,24 @@ class Rates:
     style: float
     tried: tuple[float, ...]
     others: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    narrow: dict[tuple[str, int], float] = field(default_factory=dict)
 
-    def of(self, kind: str) -> tuple[tuple[str, float], ...]:
-        """(option, rate) pairs for a kind of task."""
+    def of(self, kind: str, bits: int | None = 4) -> tuple[tuple[str, float], ...]:
+        """(option, rate) pairs for a kind of task on a grid of so many bits (None: floats)."""
         more = tuple((option, by_kind[KINDS.index(kind)]) for option, by_kind in self.others.items())
-        return (("lr", getattr(self, kind)), *more)
+        return (("lr", self.narrow.get((kind, bits or 4), getattr(self, kind))), *more)
 
 
+# A step of 3 or 2 bits is two or four times as wide: what low rank recovers there wants smaller ones.
+COARSE = {("recovery", 3): 0.015, ("recovery", 2): 0.015}
 RATES = {
-    "full": Rates(0.01, 0.001, 0.003, tried=(0.001, 0.003, 0.01)),
+    "full": Rates(0.01, 0.001, 0.003, tried=(0.001, 0.003, 0.01, 0.02)),
     "full-linears": Rates(0.01, 0.003, 0.01, tried=(0.001, 0.003, 0.01)),
-    "lora": Rates(0.02, 0.005, 0.01, tried=(0.002, 0.005, 0.01, 0.02)),
+    "lora": Rates(0.02, 0.005, 0.01, tried=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05)),
     "q_bara": Rates(0.01, 0.01, 0.01, tried=(0.002, 0.005, 0.01, 0.02)),
     "codes": Rates(0.1, 0.02, 0.1, tried=(0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
-    "lowrank": Rates(0.1, 0.03, 0.1, tried=(0.01, 0.03, 0.1, 0.2)),
+    "lowrank": Rates(0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.05, 0.1, 0.2), narrow=COARSE),
+    "lowrank-residual": Rates(0.1, 0.05, 0.1, tried=(0.015, 0.03, 0.05, 0.1), narrow=COARSE),
     "lowrank+scale": Rates(
         0.1, 0.03, 0.1, tried=(0.03, 0.1), others={"scale.lr": (0.01, 0.01, 0.01)}
     ),

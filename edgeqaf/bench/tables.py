@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from edgeqaf import plugins
 from edgeqaf.bench.contenders import CONTENDERS, FAMILIES, UNTUNED, bits
@@ -121,15 +122,15 @@ def rates(summary: Summary, model: str) -> Table:
     """Rates that were tried, on held-out rows of their own, and the one taken."""
     rows = []
     for name, contender in CONTENDERS.items():
-        for kind in KINDS:
-            cells = [(c, r) for c, r in summary.chosen.items() if (c.model, c.contender) == (model, name)]
+        for kind, grid in product(KINDS, contender.grids):
+            cells = [(c, r) for c, r in summary.chosen.items() if (c.model, c.contender, c.grid) == (model, name, grid)]
             cells = [(c, r) for c, r in cells if plugins.find("tasks", c.task).kind == kind]
             tried = {dict(c.rates)["lr"]: next(iter(r["scores"].values()))["torch"]["loss"] for c, r in cells}
             known = rates_of(model, name)
             if tried and known:
                 said = ", ".join(f"{lr:g}: {loss:.3f}" for lr, loss in sorted(tried.items()))
-                rows.append([contender.title, kind, said, f"{dict(known.of(kind))['lr']:g}"])
-    return Table("Learning rates tried", ["", "kind of task", "rate: loss", "taken"], rows)
+                rows.append([contender.title, grid, kind, said, f"{dict(known.of(kind, bits(grid)))['lr']:g}"])
+    return Table("Learning rates tried", ["", "grid", "kind of task", "rate: loss", "taken"], rows)
 
 
 def _folds(row: Row) -> bool:

@@ -56,6 +56,7 @@ class Trainee:
 def attached(model: nn.Module, method: Tuning, options: Options, seed: int, steps: int) -> Trainee:
     """``model`` with a method of the product."""
     model = method.attach(model, options, seed)
+    method.begin(model, options)
     optimizer, schedule = method.optimizer(model, options, Course(steps))
     return Trainee(model, optimizer, schedule, adapter_state(model))
 

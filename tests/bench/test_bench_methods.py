@@ -60,6 +60,15 @@ def test_both_trained_on_the_same_tokens_and_moved(ran):
         assert min(result["step_ms"].values()) > 0
 
 
+def test_residuals_are_measured_from_the_float_model(bench, tmp_path):
+    """At a step the codes that follow are those which rounding had left near the middle between two."""
+    some = ("--grids", "q4_0", "--tasks", "recovery", "--seeds", "0", "--steps", "2")
+    assert cli.run(bench(tmp_path / "out", *some, "--methods", "lowrank,lowrank-residual")) == 0
+    found = results(tmp_path / "out")
+    assert found["lowrank"]["moved"]["moved"] == 0
+    assert 0 < found["lowrank-residual"]["moved"]["moved"] < 0.1 * found["lowrank-residual"]["moved"]["weights"]
+
+
 def test_what_is_done_is_not_done_again(ran, bench, capsys):
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in (ran / "cells").iterdir()}
     assert cli.run(bench(ran, *SOME, "--json")) == 0

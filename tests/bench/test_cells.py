@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,10 @@ def test_every_contender_is_a_method_with_those_options_and_rates(name):
     rates = [of for of in (RATES.get(name), *(model.get(name) for model in OF_MODEL.values())) if of]
     assert bool(rates) == (name != "untuned" and contender.method != "lota")
     for of in rates:
-        for kind in KINDS:
-            assert dict(of.of(kind))["lr"] in of.tried
+        for kind, width in product(KINDS, (4, 3, 2)):
+            assert dict(of.of(kind, width))["lr"] in of.tried
             if contender.method:
-                method_of(contender.method, {**contender.options, **dict(of.of(kind))})
+                method_of(contender.method, {**contender.options, **dict(of.of(kind, width))})
     if contender.method:
         method_of(contender.method, contender.options)
 
@@ -96,6 +97,18 @@ def test_the_rates_plan_tries_what_the_table_says_on_rows_of_its_own():
     for model in MODELS:
         tried = {dict(cell.rates)["lr"] for cell in cells if cell.model == model}
         assert tried == set(rates_of(model, "lora").tried)
+
+
+def test_narrow_grids_have_rates_of_their_own_and_those_are_tried_there():
+    assert (
+        rates_of(MODELS[0], "lowrank").of("recovery", 3)
+        == (("lr", 0.015),)
+        != rates_of(MODELS[0], "lowrank").of("recovery")
+    )
+    kept = {(c.task, c.grid) for c in select("rates", MODELS[:1], contenders=["lowrank"])}
+    assert kept == {("viggo", "q4_0"), ("shakespeare", "q4_0"), *(("recovery", grid) for grid in FAMILIES["symmetric"])}
+    main = select("main", MODELS[:1], contenders=["lowrank"], tasks=["recovery"], seeds=[0])
+    assert {c.grid: dict(c.rates)["lr"] for c in main} == {"q4_0": 0.03, "q3_0": 0.015, "q2_0": 0.015}
 
 
 def test_steps_can_be_set_where_there_are_any():

@@ -19,6 +19,7 @@ from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.quantizers.rtn import quantize
 
 GRIDS = plugins.names("grids")
+LOSSLESS = [name for name in plugins.names("adapters") if plugins.find("adapters", name).lossless]
 METHODS = [name for name in plugins.names("adapters") if name not in ("qa_hira", "qa_lora")]  # those need a zero
 
 
@@ -57,6 +58,26 @@ def test_half_precision_casts_the_float32_weight_once(name: str, dtype: torch.dt
     assert torch.equal(layer(x.to(dtype)), expected)
 
 
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_autocast_changes_no_code(name: str) -> None:
+    """What decides how a code rounds is computed in the types that say so, whatever the forward runs in."""
+    method, options = method_of(name, {})
+    layer = layer_on("q4_1")
+    layer.attach(method.layer(layer.base, options, torch.Generator().manual_seed(0)))  # type: ignore[attr-defined]
+    for parameter in layer.adapter.parameters():
+        parameter.data.normal_(generator=torch.Generator().manual_seed(1))
+    layer.changed()
+    x = torch.randn(FEW, 64, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, inside = layer(x), layer.folded()
+    layer.changed()
+    outside = layer.folded()
+    for part in ("codes", "scale", "zero"):
+        assert torch.equal(getattr(inside, part), getattr(outside, part))
+    bare = nn.functional.linear(x.bfloat16(), decode(outside).bfloat16())
+    assert torch.equal(y, bare)
+
+
 def test_gradient_of_the_input_is_the_weights_own() -> None:
     layer = layer_on("q4_0")
     x = torch.randn(9, 64, requires_grad=True)
@@ -87,7 +108,10 @@ def test_pullback_is_the_derivative_of_decode(name: str) -> None:
     assert torch.equal(pullback(ends, -grad, frozenset({Slot.CODES})).codes, -steps)
 
 
-def trained(tiny: QModel, method: str, checkpointing: bool, steps: int = 4) -> dict[str, torch.Tensor]:
+def trained(
+    tiny: QModel, method: str, checkpointing: bool, steps: int = 4, inside: bool | None = None
+) -> dict[str, torch.Tensor]:
+    """The state after some steps; inside: in bfloat16 by autocast, backward within its context or after it."""
     made, options = method_of(method, {})
     model: Any = made.attach(build(tiny.config, tiny.tensors), options, 0).train()
     if checkpointing:
@@ -95,11 +119,23 @@ def trained(tiny: QModel, method: str, checkpointing: bool, steps: int = 4) -> d
     optimizer, schedule = made.optimizer(model, options, Course(4))
     for step in range(steps):
         ids = torch.randint(3, 400, (2, 24), generator=torch.Generator().manual_seed(step))
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside is not None):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
     return adapter_state(model)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name in LOSSLESS])
+def test_autocast_around_backward_trains_the_same_bits(method: str, tiny_model: QModel) -> None:
+    """Inside the context torch would take every product of backward in 16 bits too."""
+    after, within = (trained(tiny_model, method, False, inside=inside) for inside in (False, True))
+    assert all(torch.equal(after[name], within[name]) for name in after)
 
 
 @pytest.mark.parametrize("method", METHODS)
