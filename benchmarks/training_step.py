@@ -8,6 +8,10 @@ Every method trains the same random model on the same random tokens. Times are p
 one step of every method in turn, in one process; the figure is the median over the rounds of a method's
 step over LoRA's in that round. Memory is the peak of a process that trains this method alone: its resident size,
 or on a GPU what torch holds there.
+
+The roofline of a step is what its products with whole weight matrices would take at the rate that torch's own matrix
+product reaches here, measured in the same process: forward and dL/dx of every linear layer and of the head, and dL/dW
+of the linear layers where the method forms it. Attention, decoding, norms and the update are what is above it.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ import torch
 from torch import nn
 
 from edgeqaf import plugins
+from edgeqaf.gradient import multiplies_bf16
 from edgeqaf.method import Course, adapter_state, method_of
 from edgeqaf.modeling import build, skeleton
 from edgeqaf.qtensor import QTensor
@@ -41,6 +47,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, **LARGE},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, **LARGE, **UNTIED},
 }  # fmt: skip
+FORMS_DW = ("codes", "scale", "lota")
 METHODS = ("lora", "codes", "codes:groups=2", "codes:groups=4", "lowrank", "scale", "lota")
 
 
@@ -116,6 +123,37 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, float]:
     return {"peak_mib": peak / 1024, "adapter_mib": state / 2**20, "built_mib": start / 1024}
 
 
+def roofline(arguments: argparse.Namespace, config: dict[str, Any], label: str) -> float:
+    """Seconds of a step's products with whole weight matrices, at torch's own rate; see above."""
+    name, _, option = label.partition(":")
+    groups = int(option.partition("groups=")[2] or 1)
+    wide = torch.bfloat16 if arguments.precision == "bf16" else torch.float32
+    narrow = torch.bfloat16 if name == "codes" and multiplies_bf16(arguments.device) else wide
+    sizes = {name: parameter.numel() for name, parameter in skeleton(config).named_parameters()}
+    linear = sum(size for name, size in sizes.items() if is_linear("llama", name))
+    head = config["vocab_size"] * config["hidden_size"]
+    back = (groups + 1) / (2 * groups)  # backward ends at the lowest layer that learns
+    seconds = (linear * (1 + back) + 2 * head) / rate(wide, arguments.device)
+    if name in FORMS_DW:
+        seconds += linear / groups / rate(narrow, arguments.device)
+    return 2 * arguments.tokens * seconds
+
+
+@cache
+def rate(dtype: torch.dtype, device: str) -> float:
+    """Operations a second of a large square matrix product: the best of ten."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size).to(device, dtype) for _ in range(2))
+    taken = []
+    for _ in range(10):
+        start = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return 2 * size**3 / min(taken)
+
+
 def measure_times(arguments: argparse.Namespace, labels: list[str]) -> dict[str, list[float]]:
     config, tensors = random_base(arguments.shape, arguments.grid)
     trainees = {label: Trainee(label, config, tensors, arguments.precision, arguments.device) for label in labels}
@@ -150,17 +188,21 @@ def main() -> None:
         return
     labels = arguments.methods.split(",")
     times = measure_times(arguments, labels)
+    config = {"model_type": "llama", "tie_word_embeddings": True, **SHAPES[arguments.shape]}
     print(
         f"{arguments.shape}, {arguments.grid}, {arguments.tokens} tokens, {arguments.precision}, "
         + (torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} threads")
     )
-    print(f"{'method':18} {'s/step':>8} {'x LoRA':>7} {'range':>13} {'peak MiB':>9} {'adapter MiB':>12}")
+    print(
+        f"{'method':18} {'s/step':>8} {'x LoRA':>7} {'range':>13} {'roofline':>8} {'peak MiB':>9} {'adapter MiB':>12}"
+    )
     for label in labels:
         ratios = [a / b for a, b in zip(times[label], times[labels[0]], strict=True)]
         memory = {} if arguments.no_memory else in_child(label)
         took = f"{statistics.median(times[label]):8.3f} {statistics.median(ratios):7.2f}"
         holds = f"{memory.get('peak_mib', 0):9.0f} {memory.get('adapter_mib', 0):12.1f}"
-        print(f"{label:18} {took} {min(ratios):6.2f}-{max(ratios):<6.2f} {holds}", flush=True)
+        share = roofline(arguments, config, label) / statistics.median(times[label])
+        print(f"{label:18} {took} {min(ratios):6.2f}-{max(ratios):<6.2f} {share:8.0%} {holds}", flush=True)
 
 
 def in_child(label: str) -> dict[str, float]:

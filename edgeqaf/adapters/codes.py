@@ -13,7 +13,8 @@ moment (Adafactor, arXiv 1804.04235, section 4), with G = dL/dW and s the block'
 
 SR rounds stochastically. Its noise follows from (seed, layer, update, position) alone (`edgeqaf.noise`),
 so a run gives the same codes after a resume and on every rank. No float copy of a weight exists,
-at the start or later: e = 0 at step 0, and the model is the base.
+at the start or later: e = 0 at step 0, or what rounding the float weights left over (``residual``),
+and either way the model is the base.
 
 The update happens inside backward, one layer at a time, so one dL/dW is alive at most. ``groups``
 parts of the model's depth take turns: a step updates one of them, which saves the others' dL/dW, and
@@ -22,6 +23,7 @@ all of backward below the lowest layer that learns.
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,8 +42,8 @@ from edgeqaf.nn import QLinear, qlinears
 from edgeqaf.noise import ROWS, noise
 from edgeqaf.packed import Packed, pack, unpack
 from edgeqaf.qtensor import Delta, QTensor
+from edgeqaf.residual import PARTS, residuals
 
-PARTS = 128  # of a code step: the unit of the remainder
 CLIP = 5.0
 FASTEST = 20  # code steps an update: clipped gradients of that rate still fit the int16 of `Codes.move`
 
@@ -191,10 +193,12 @@ class CodesOptions(Options):
 
     None is 0.03 for up to 300 steps, and 0.03 sqrt(300 / steps) beyond, not below 0.003.
     groups: parts of the depth that take turns, one a step; the rate is multiplied by it.
+    residual: folder of the float model that the base was quantized from, for remainders that rounding left over.
     """
 
     lr: float | None = Field(None, gt=0, le=8, allow_inf_nan=False)
     groups: int = Field(1, ge=1)
+    residual: str = ""
 
 
 class CodesMethod(Method):
@@ -209,6 +213,13 @@ class CodesMethod(Method):
             for part in layer.adapter.modules():
                 if isinstance(part, Codes):
                     part.name, part.group = name, depths[name] * options.groups // (max(depths.values()) + 1)
+
+    def begin(self, model: nn.Module, options: Any) -> None:
+        """Take the remainders from the float model, once, at the start of a run; an adapter file has its own."""
+        if options.residual:
+            left_over = residuals(model, Path(options.residual))
+            for layer, part in parts(model, Codes):
+                part.remainder.copy_(left_over(layer))
 
     def layer(self, base: Packed, options: Any, generator: torch.Generator) -> Codes:
         return Codes(base, int(torch.randint(2**31, (), generator=generator)), 0)

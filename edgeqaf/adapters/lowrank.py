@@ -31,18 +31,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgeqaf.adapter import Adapter
-from edgeqaf.errors import Refused
 from edgeqaf.exact import require_exact, rounded_product
 from edgeqaf.gradient import Flow, straight_through
 from edgeqaf.grid import Slot
 from edgeqaf.kernels import accelerated
 from edgeqaf.method import Course, Method, Options, adamw, parts
-from edgeqaf.nn import QLinear, qlinears
+from edgeqaf.nn import QLinear
 from edgeqaf.packed import Packed, pack
-from edgeqaf.qtensor import Delta, QTensor, decode, fold
-from edgeqaf.source import FloatModel
-
-PARTS = 128  # of a code step: the unit of the residual
+from edgeqaf.qtensor import Delta, QTensor, fold
+from edgeqaf.residual import PARTS, residuals
 
 
 class LowRank(Adapter):
@@ -109,20 +106,6 @@ def row_unit(scale: Tensor) -> Tensor:
     return scale.double().abs().mean(1).float()
 
 
-def residual(base: Packed, weights: Tensor) -> Tensor:
-    """int8 [out, in]: how far float ``weights`` lie from the base, in 1/128 of a code step, at most half a step.
-
-    It is float32 arithmetic in one written order, elementwise: the same on every machine.
-    """
-    start = torch.empty(base.shape, dtype=torch.int8, device=base.codes.device)
-    for rows in base.tiles():
-        q = base.rows(rows)
-        scale = q.scale.repeat_interleave(q.grid.block, 1)
-        steps = torch.where(scale == 0, 0, (weights[rows] - decode(q)) / scale)
-        start[rows] = (steps * PARTS).round().clamp(-PARTS // 2, PARTS // 2 - 1).to(torch.int8)
-    return start
-
-
 class LowRankOptions(Options):
     """rank: r, at most 64. lr: code steps per optimizer step; 0.1 for tasks, 0.03 to recover a base.
 
@@ -147,16 +130,9 @@ class LowRankMethod(Method):
         """Measure the residuals, once, at the start of a run; later they come with the adapter file."""
         if not options.residual:
             return
-        floats = FloatModel(Path(options.residual))
-        names = {id(layer): name for name, layer in qlinears(model).items()}
+        left_over = residuals(model, Path(options.residual))
         for layer, part in parts(model, LowRank):
-            name = names[id(layer)]
-            if name not in floats or floats.shape(name) != (layer.out_features, layer.in_features):
-                raise Refused(
-                    f"{options.residual} has no {name} of shape {[layer.out_features, layer.in_features]}",
-                    "name the float model that the base was quantized from",
-                )
-            part.start = residual(layer.base, torch.from_numpy(floats[name]))
+            part.start = left_over(layer)
             layer.changed()
 
     def optimizer(self, model: nn.Module, options: Any, course: Course) -> tuple[torch.optim.Optimizer, Any]:

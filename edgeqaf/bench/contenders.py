@@ -25,7 +25,7 @@ class Contender:
     """title: in the tables. method: its registry name, or None for what is no method of the product.
 
     options: its own, learning rates apart. answers: whether an artifact of it answers questions too.
-    residual: whether it begins from what rounding the float model left over (`lowrank`'s option of this name).
+    residual: whether it begins from what rounding the float model left over (the option of this name).
     """
 
     title: str
@@ -48,6 +48,7 @@ CONTENDERS = {
     "lora": Contender("LoRA r16", "lora", ("symmetric", "offset"), {"rank": 16}),
     "q_bara": Contender("Q-BaRA r32", "q_bara", ("symmetric",), {"rank": 32, "pool": 2}),
     "codes": Contender("`codes`", "codes", BLOCKS, answers=True),
+    "codes-residual": Contender("`codes` from residuals", "codes", ("symmetric",), answers=True, residual=True),
     "lowrank": Contender("`lowrank` r16", "lowrank", ("symmetric", "offset"), {"rank": 16}, answers=True),
     "lowrank-residual": Contender(
         "`lowrank` r16 from residuals", "lowrank", ("symmetric",), {"rank": 16}, answers=True, residual=True

@@ -24,15 +24,13 @@ class Goal:
         return f"{self.row.title} {relation} {self.other.title}"
 
 
-CODES, LOWRANK, FROM_RESIDUALS = (Row(name, STORED) for name in ("codes", "lowrank", "lowrank-residual"))
+CODES = [Row(name, STORED) for name in ("codes", "codes-residual")]
+LOWRANK = [Row(name, STORED) for name in ("lowrank", "lowrank-residual")]
 GOALS = (
-    Goal(CODES, UNMERGED_LORA, (4,)),
-    Goal(CODES, UNMERGED_LORA, (3,), within=0.05),
-    Goal(LOWRANK, UNMERGED_LORA, (4,), within=0.05),
-    Goal(FROM_RESIDUALS, UNMERGED_LORA, (4,), within=0.05),
-    Goal(CODES, REQUANTIZED_LORA, (4, 3, 2), strict=True),
-    Goal(LOWRANK, REQUANTIZED_LORA, (4, 3, 2), strict=True),
-    Goal(FROM_RESIDUALS, REQUANTIZED_LORA, (4, 3, 2), strict=True),
+    *(Goal(row, UNMERGED_LORA, (4,)) for row in CODES),
+    *(Goal(row, UNMERGED_LORA, (3,), within=0.05) for row in CODES),
+    *(Goal(row, UNMERGED_LORA, (4,), within=0.05) for row in LOWRANK),
+    *(Goal(row, REQUANTIZED_LORA, (4, 3, 2), strict=True) for row in CODES + LOWRANK),
 )
 
 

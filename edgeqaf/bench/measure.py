@@ -35,6 +35,7 @@ from edgeqaf.tokenizer import Tokenizer
 QUANTIZER = "rtn"
 ARITHMETIC = (
     "adapter", "blockwise", "combine", "exact", "gradient", "method", "nn", "noise", "optim", "packed", "qtensor",
+    "residual",
 )  # fmt: skip
 CURVE = 60  # points that are kept of a training curve
 Scores = dict[str, dict[str, dict[str, float]]]

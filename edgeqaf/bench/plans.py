@@ -11,7 +11,7 @@ from edgeqaf.errors import UsageError
 
 STEPS, SEEDS = 300, (0, 1, 2)
 MODELS = ("tinystories656k", "storyteller-6m")
-FIRST = (UNTUNED, "lora", "codes", "lowrank", "lowrank-residual", FULL)
+FIRST = (UNTUNED, "lora", "codes", "lowrank", "codes-residual", "lowrank-residual", FULL)
 NEXT = ("lowrank+scale", "scale", "lota", "lota-paper", "q_bara", FULL_LINEARS)
 WITH_ZERO = (
     UNTUNED, "lora", "codes", "lota-offset", "lota-paper-offset", "lota-paper-offset-code", "qa_hira", "qa_lora",

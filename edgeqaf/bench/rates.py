@@ -35,17 +35,18 @@ class Rates:
 # A step of 3 or 2 bits is two or four times as wide: what low rank recovers there wants smaller ones.
 COARSE = {("recovery", 3): 0.015, ("recovery", 2): 0.015}
 RATES = {
-    "full": Rates(0.01, 0.001, 0.003, tried=(0.001, 0.003, 0.01, 0.02)),
+    "full": Rates(0.01, 0.001, 0.01, tried=(0.001, 0.003, 0.01, 0.02)),
     "full-linears": Rates(0.01, 0.003, 0.01, tried=(0.001, 0.003, 0.01)),
-    "lora": Rates(0.02, 0.005, 0.01, tried=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05)),
-    "q_bara": Rates(0.01, 0.01, 0.01, tried=(0.002, 0.005, 0.01, 0.02)),
+    "lora": Rates(0.02, 0.005, 0.02, tried=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05)),
+    "q_bara": Rates(0.02, 0.005, 0.02, tried=(0.002, 0.005, 0.01, 0.02)),
     "codes": Rates(0.1, 0.02, 0.1, tried=(0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
+    "codes-residual": Rates(0.1, 0.02, 0.1, tried=(0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
     "lowrank": Rates(0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.05, 0.1, 0.2), narrow=COARSE),
     "lowrank-residual": Rates(0.1, 0.05, 0.1, tried=(0.015, 0.03, 0.05, 0.1), narrow=COARSE),
     "lowrank+scale": Rates(
         0.1, 0.03, 0.1, tried=(0.03, 0.1), others={"scale.lr": (0.01, 0.01, 0.01)}
     ),
-    "scale": Rates(0.03, 0.01, 0.03, tried=(0.003, 0.01, 0.03, 0.1)),
+    "scale": Rates(0.1, 0.01, 0.03, tried=(0.003, 0.01, 0.03, 0.1)),
     "qa_hira": Rates(0.3, 0.1, 0.1, tried=(0.03, 0.1, 0.3)),
     "qa_lora": Rates(0.1, 0.03, 0.1, tried=(0.01, 0.03, 0.1, 0.3)),
 }  # fmt: skip

@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from edgeqaf.adapters.lowrank import PARTS
 from edgeqaf.exact import A_STEP, B_STEP, snap_a, snap_b
 from edgeqaf.kernels import EXACT
 from edgeqaf.kernels.lanes import columns, packed, readable, tile, unpacked
 from edgeqaf.packed import Packed, lanes
+from edgeqaf.residual import PARTS
 
 A_DIGITS, B_DIGITS = 3, 4
 ROWS, BLOCKS, LEAST = 32, 4, 32  # of a program; the least rank that matrix units take, others are filled up with zeros

@@ -14,10 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from edgeqaf import noise
-from edgeqaf.adapters.codes import PARTS, Codes
+from edgeqaf.adapters.codes import Codes
 from edgeqaf.kernels import EXACT
 from edgeqaf.kernels.lanes import columns, packed, readable, tile, unpacked
 from edgeqaf.packed import lanes
+from edgeqaf.residual import PARTS
 
 ROWS, BLOCKS = 16, 8  # of a program; the rows divide a band of `noise`
 

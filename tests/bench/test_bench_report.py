@@ -6,7 +6,7 @@ from xml.etree.ElementTree import fromstring
 import pytest
 
 from edgeqaf.bench import figures, pages, store, tables
-from edgeqaf.bench.goals import GOALS, difference, judge, judgements
+from edgeqaf.bench.goals import CODES, GOALS, LOWRANK, difference, judge, judgements
 from edgeqaf.bench.summary import AGAIN, STORED, UNMERGED, Figure, Row, Summary
 from edgeqaf.errors import Refused
 
@@ -40,12 +40,13 @@ def test_goals_are_met_and_missed_by_the_losses_there_are(results):
         ("lora", "requantized"): 2.03,
         ("codes", "stored"): 1.99,
         ("lowrank", "stored"): 2.06,
+        ("codes-residual", "stored"): 1.98,
         ("lowrank-residual", "stored"): 2.02,
     }
     summary = Summary(results(losses, tasks=["viggo"]))
     found = {(goal.row.contender, goal.strict): verdicts(summary, goal) for goal in GOALS if 4 in goal.at}
     missed = {("lowrank", False), ("lowrank", True)}
-    assert found.keys() == {(name, s) for name in ("codes", "lowrank", "lowrank-residual") for s in (False, True)}
+    assert found.keys() == {(row.contender, strict) for row in CODES + LOWRANK for strict in (False, True)}
     assert found == {key: ("missed" if key in missed else "met", 3) for key in found}
 
 
@@ -57,7 +58,7 @@ def test_a_goal_without_results_is_open(results):
 def test_a_goal_is_judged_at_every_place_it_speaks_of(results):
     summary = Summary(results(seeds=[0]))
     places = {(j.goal, j.grid, j.task) for j in judgements(summary, MODEL)}
-    assert len(places) == (1 + 1 + 1 + 1 + 3 + 3 + 3) * 6
+    assert len(places) == (2 + 2 + 2 + 3 * 4) * 6
     assert {j.seeds for j in judgements(summary, MODEL)} == {1}
 
 

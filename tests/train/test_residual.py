@@ -1,4 +1,4 @@
-"""`lowrank` started from what rounding the float weights left over."""
+"""Methods started from what rounding the float weights left over."""
 
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,18 @@ import pytest
 import torch
 
 from edgeqaf import checkpoint, plugins
-from edgeqaf.adapters.lowrank import LowRank, residual
+from edgeqaf.adapters.codes import Codes
+from edgeqaf.adapters.lowrank import LowRank
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import Refused
 from edgeqaf.finetune import Settings, finetune
 from edgeqaf.merge import merge
-from edgeqaf.method import method_of, parts
+from edgeqaf.method import adapter_state, method_of, parts
 from edgeqaf.modeling import build
 from edgeqaf.nn import QLinear, qlinears
+from edgeqaf.packed import unpack
 from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.residual import residual
 from edgeqaf.run import load_run
 from edgeqaf.source import FloatModel
 
@@ -33,6 +36,9 @@ def test_residual_by_hand(grid: str) -> None:
     found = residual(QLinear(q).base, weights)
     assert found[0, :4].tolist() == [32, -64, 63, 0]
     assert not found[0, 3:].any()
+
+
+METHODS = [n for n in plugins.names("adapters") if "residual" in plugins.find("adapters", n).options.model_fields]
 
 
 def test_a_fresh_run_measures_it_and_a_finished_one_brings_it(
@@ -55,17 +61,39 @@ def test_a_fresh_run_measures_it_and_a_finished_one_brings_it(
     assert merged.root != tiny_model.root
 
 
-def test_step_zero_is_the_base_with_it_too(tiny_model: QModel, tiny_float_model: Path) -> None:
-    method, options = method_of("lowrank", {"residual": str(tiny_float_model)})
+@pytest.mark.parametrize("name", METHODS)
+def test_step_zero_is_the_base_with_it_too(name: str, tiny_model: QModel, tiny_float_model: Path) -> None:
+    method, options = method_of(name, {"residual": str(tiny_float_model)})
     model = method.attach(build(tiny_model.config, tiny_model.tensors), options, 0)
+    before = {key: tensor.clone() for key, tensor in adapter_state(model).items()}
     method.begin(model, options)
     for layer in qlinears(model).values():
         assert torch.equal(layer.folded().codes, layer.q.codes)
+    assert any(not torch.equal(before[key], tensor) for key, tensor in adapter_state(model).items())
 
 
-def test_another_model_is_refused(tiny_model: QModel) -> None:
+def test_codes_take_it_for_their_remainders_and_move_sooner(tiny_model: QModel, tiny_float_model: Path) -> None:
+    """A gradient of one sign, 40/128 of a step: what lay near the middle crosses it, and nothing else does."""
+    method, options = method_of("codes", {"residual": str(tiny_float_model), "lr": 0.3125})
+    model = method.attach(build(tiny_model.config, tiny_model.tensors), options, 0)
+    method.begin(model, options)
+    floats = FloatModel(tiny_float_model)
+    names = {layer: name for name, layer in qlinears(model).items()}
+    for layer, part in parts(model, Codes):
+        left = residual(layer.base, torch.from_numpy(floats[names[layer]]))
+        assert torch.equal(part.remainder, left)
+        part.move(slice(0, layer.out_features), torch.full((layer.out_features, layer.in_features), 40.0))
+        inside = layer.q.codes > layer.grid.lo
+        moved = unpack(part.codes, layer.grid) - layer.q.codes
+        assert torch.equal(moved[inside] == -1, left[inside] < -24)
+        assert moved[inside].any()
+        assert not moved[inside].all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_model_is_refused(name: str, tiny_model: QModel) -> None:
     other = Path(__file__).resolve().parents[2] / "examples" / "storyteller-6m"
-    method, options = method_of("lowrank", {"residual": str(other)})
+    method, options = method_of(name, {"residual": str(other)})
     model = method.attach(build(tiny_model.config, tiny_model.tensors), options, 0)
     with pytest.raises(Refused, match=r"storyteller-6m has no model\.layers.* of shape \[64, 96\]"):
         method.begin(model, options)

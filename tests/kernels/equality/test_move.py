@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import DEVICE, GRIDS, NAMES, random_packed
 
-from edgeqaf.adapters.codes import CLIP, PARTS, Codes, move
+from edgeqaf.adapters.codes import CLIP, Codes, move
 from edgeqaf.grid import Grid
 from edgeqaf.kernels import move as kernel
 from edgeqaf.noise import ROWS
+from edgeqaf.residual import PARTS
 
 reference: Any = move.__wrapped__  # type: ignore[attr-defined]
 
