@@ -40,7 +40,7 @@ RATES = {
     "lora": Rates(0.02, 0.005, 0.02, tried=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05)),
     "q_bara": Rates(0.02, 0.005, 0.02, tried=(0.002, 0.005, 0.01, 0.02)),
     "codes": Rates(0.1, 0.02, 0.1, tried=(0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
-    "codes-residual": Rates(0.1, 0.02, 0.1, tried=(0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
+    "codes-residual": Rates(0.1, 0.02, 0.1, tried=(0.02, 0.1)),
     "lowrank": Rates(0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.05, 0.1, 0.2), narrow=COARSE),
     "lowrank-residual": Rates(0.1, 0.05, 0.1, tried=(0.015, 0.03, 0.05, 0.1), narrow=COARSE),
     "lowrank+scale": Rates(
