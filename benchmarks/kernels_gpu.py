@@ -141,7 +141,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available() or not kernels.runs("cuda"):
+    if not torch.cuda.is_available() or kernels.family("cuda") is None:
         print("needs a CUDA GPU of compute capability 8.0 or later, and Triton", file=sys.stderr)
         return 2
     grid, dtype = plugins.find("grids", arguments.grid), getattr(torch, arguments.dtype)

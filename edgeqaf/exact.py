@@ -46,9 +46,8 @@ def rounded_product(b: Tensor, a: Tensor, factor: Tensor, start: Tensor | None =
     value.add_(0.5 if start is None else (start + 0.5).view(blocks))
     steps = value.floor()
     distance = value.sub_(steps).sub_(0.5).abs_()  # from the middle: 1/2 is at a threshold
-    # |b| |a| summed, times the unit roundoff for every operation on the way, and room for floor's argument.
     largest = b.abs().sum(1) * a.abs().max()
-    error = (largest[:, None] * factor.abs().float() + 1) * ((len(a) + 6) * 2.0**-24)
+    error = (largest[:, None] * factor.abs().float() + 1) * error_units(len(a))
     doubtful = (distance > (0.5 - error)[..., None]).view(len(b), -1).nonzero(as_tuple=True)
     steps = steps.view(len(b), -1)
     if len(doubtful[0]):
@@ -57,6 +56,14 @@ def rounded_product(b: Tensor, a: Tensor, factor: Tensor, start: Tensor | None =
         half = 0.5 if start is None else start[row, column].double() + 0.5
         steps[row, column] = (exact * factor[row, column // blocks[2]]).add_(half).floor_().float()
     return steps
+
+
+def error_units(rank: int) -> float:
+    """How wrong a float32 product times a factor plus a half may be, in units of |b| |a| |factor| summed, plus one.
+
+    The unit roundoff for every operation on the way, and room for floor's argument.
+    """
+    return (rank + 6) * 2.0**-24
 
 
 def require_exact(method: str, rank: int) -> None:

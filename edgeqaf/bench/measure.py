@@ -220,8 +220,9 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 def _source() -> str:
     """Digest of the code that decides what a run computes, so that a report can say of how many states it is."""
     package = Path(__file__).resolve().parents[1]
-    files = [*(package / "adapters").glob("*.py"), *(package / f"{name}.py" for name in ARITHMETIC)]
-    return merkle_root({file.name: file_sha256(file) for file in files})
+    files = [file for folder in ("adapters", "kernels/cpu") for file in (package / folder).glob("*.py")]
+    files += [package / f"{name}.py" for name in ARITHMETIC]
+    return merkle_root({file.relative_to(package).as_posix(): file_sha256(file) for file in files})
 
 
 @lru_cache(maxsize=8)

@@ -66,7 +66,7 @@ class Recorded:
 
 def launches(name: str, grid_name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """What kernel ``name`` would be launched with for a matrix [64, 256] on a grid."""
-    module = import_module(f"edgeqaf.kernels.{name}")
+    module = import_module(f"edgeqaf.kernels.cuda.{name}")
     recorded = Recorded(getattr(module, f"_{name}"))
     monkeypatch.setattr(module, f"_{name}", recorded)
     grid = plugins.find("grids", grid_name)

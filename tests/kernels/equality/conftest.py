@@ -1,18 +1,17 @@
-"""Kernels against their references: on a GPU where there is one, else in Triton's interpreter.
+"""Kernels against their references: those for GPUs on a GPU or in Triton's interpreter, else those for CPUs.
 
 By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/equality``. The variable must stand before Triton is imported, so
-without a GPU the folder is left alone in any other process; `test_interpreted.py` beside it starts one that has it.
+`test_families.py` beside this folder starts a process that has it.
 """
 
-import os
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from matrices import FAMILY, INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
+collect_ignore_glob = [] if FAMILY == "cuda" or find_spec("numba") else ["test_*.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,9 @@
-"""Packed matrices to try kernels on, where kernels run, and equality of bits."""
+"""Packed matrices to try kernels on, which kernels are tried and where they run, and equality of bits."""
 
 import os
 from dataclasses import replace
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,15 @@ from edgeqaf.packed import Packed, pack
 GRIDS = [plugins.find("grids", name) for name in plugins.names("grids")]
 # No registered grid keeps an integer zero in 8 bits; the core promises to carry one.
 GRIDS.append(Grid("zero_8", bits=8, lo=-128, hi=127, block=32, zero=Zero.CODE, source="ONNX DequantizeLinear, int8"))
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FAMILY = "cuda" if INTERPRETED or torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if FAMILY == "cuda" and not INTERPRETED else "cpu"
 NAMES = [grid.name for grid in GRIDS]
+
+
+def kernel(name: str) -> Any:
+    """The kernel that stands in for the function ``name`` here."""
+    return getattr(import_module(f"edgeqaf.kernels.{FAMILY}.{name}"), name)
 
 
 def halves() -> torch.Tensor:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import DEVICE, GRIDS, NAMES, random_packed, there
+from matrices import DEVICE, GRIDS, NAMES, kernel, random_packed, there
 
 from edgeqaf.adapters.lowrank import fold_product
 from edgeqaf.exact import A_BOUND, A_STEP, B_BOUND, B_STEP, MAX_RANK, exact_product
 from edgeqaf.grid import Grid
-from edgeqaf.kernels import fold_product as kernel
 from edgeqaf.packed import Packed, unpack
 
 reference: Any = fold_product.__wrapped__  # type: ignore[attr-defined]
@@ -29,7 +28,8 @@ def factors(out: int, blocks: int, rank: int, seed: int, spread: float) -> tuple
 
 
 def folded(base: Packed, *others: torch.Tensor | None) -> torch.Tensor:
-    return kernel.fold_product(there(base), *(x if x is None else x.to(DEVICE) for x in others)).cpu()  # type: ignore[arg-type]
+    made: torch.Tensor = kernel("fold_product")(there(base), *(x if x is None else x.to(DEVICE) for x in others))
+    return made.cpu()
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=NAMES)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import DEVICE, GRIDS, NAMES, random_packed
+from matrices import DEVICE, GRIDS, NAMES, kernel, random_packed
 
 from edgeqaf.adapters.codes import CLIP, Codes, move
 from edgeqaf.grid import Grid
-from edgeqaf.kernels import move as kernel
 from edgeqaf.noise import ROWS
 from edgeqaf.residual import PARTS
 
@@ -40,7 +39,7 @@ def update(grid: Grid, out: int, blocks: int, seed: int, lr: float, dtype: torch
     column = torch.rand(blocks * grid.block, generator=generator) * 2
     before = one.remainder.clone()
     one.to(DEVICE)
-    kernel.move(*(x.to(DEVICE) for x in (grad, scale, row, column)), CLIP * step, one)
+    kernel("move")(*(x.to(DEVICE) for x in (grad, scale, row, column)), CLIP * step, one)
     one.to("cpu")
     reference(grad.float(), scale, row, column, CLIP * step, other)
     assert torch.equal(one.codes, other.codes)
@@ -78,7 +77,7 @@ def test_a_gradient_that_is_not_a_number_moves_nothing() -> None:
     one, other, scale = pair(grid, 4, 2, 0)
     wrong = torch.full((4, 64), float("nan"), device=DEVICE)
     one.to(DEVICE)
-    kernel.move(wrong, scale.to(DEVICE), torch.ones(4, device=DEVICE), torch.ones(64, device=DEVICE), 5.0, one)
+    kernel("move")(wrong, scale.to(DEVICE), torch.ones(4, device=DEVICE), torch.ones(64, device=DEVICE), 5.0, one)
     one.to("cpu")
     assert torch.equal(one.codes, other.codes)
     assert torch.equal(one.remainder, other.remainder)

@@ -2,14 +2,13 @@
 
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matrices import DEVICE
+from matrices import DEVICE, FAMILY, kernel
 from torch import nn
 
 from edgeqaf import kernels, packed, plugins
@@ -27,15 +26,14 @@ REFERENCES: dict[str, Any] = {
 
 
 def test_every_kernel_stands_in_for_a_function_of_its_signature() -> None:
-    folder = Path(kernels.__file__).parent
+    folder = Path(kernels.__file__).parent / FAMILY
     assert {file.stem for file in folder.glob("*.py")} - {"__init__", "lanes"} == REFERENCES.keys()
     for name, reference in REFERENCES.items():
-        kernel = getattr(import_module(f"edgeqaf.kernels.{name}"), name)
-        assert inspect.signature(kernel) == inspect.signature(reference.__wrapped__), name
+        assert inspect.signature(kernel(name)) == inspect.signature(reference.__wrapped__), name
 
 
 def test_kernels_run_here() -> None:
-    assert kernels.runs(DEVICE)
+    assert kernels.family(DEVICE) == FAMILY
 
 
 def trained(method_name: str, options: dict[str, Any], grid: str) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -68,8 +66,8 @@ def test_a_training_ends_in_the_same_bits(method: str, grid: str, monkeypatch: p
     monkeypatch.setattr(kernels, "import_module", lambda name: used.add(name) or chosen(name))
     with_kernels = trained(method, options, grid)
     needed = "weights", "fold_product" if method == "lowrank" else "move"
-    assert used == {f"edgeqaf.kernels.{name}" for name in needed}
-    monkeypatch.setattr(kernels, "runs", lambda device: False)
+    assert used == {f"edgeqaf.kernels.{FAMILY}.{name}" for name in needed}
+    monkeypatch.setattr(kernels, "family", lambda device: None)
     without = trained(method, options, grid)
     for found, expected in zip(with_kernels[0], without[0], strict=True):
         assert found.numpy().tobytes() == expected.numpy().tobytes()

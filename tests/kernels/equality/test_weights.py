@@ -5,13 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import GRIDS, NAMES, halves, random_packed, same_bits, some_halves, there
+from matrices import GRIDS, NAMES, halves, kernel, random_packed, same_bits, some_halves, there
 
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.kernels.weights import weights
 from edgeqaf.packed import Packed, pack
 from edgeqaf.qtensor import decode
 
+weights = kernel("weights")
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from edgeqaf import noise
 from edgeqaf.adapters.codes import Codes
-from edgeqaf.kernels import EXACT
-from edgeqaf.kernels.lanes import columns, packed, readable, tile, unpacked
+from edgeqaf.kernels.cuda import EXACT
+from edgeqaf.kernels.cuda.lanes import columns, packed, readable, tile, unpacked
 from edgeqaf.packed import lanes
 from edgeqaf.residual import PARTS
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from edgeqaf.kernels import EXACT
+from edgeqaf.kernels.cuda import EXACT
 
 ROWS, BLOCKS, BAND = 16, 8, 128
 

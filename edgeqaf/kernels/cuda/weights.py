@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from edgeqaf.grid import Zero
-from edgeqaf.kernels import EXACT
-from edgeqaf.kernels.lanes import columns, readable, tile, unpacked
+from edgeqaf.kernels.cuda import EXACT
+from edgeqaf.kernels.cuda.lanes import columns, readable, tile, unpacked
 from edgeqaf.packed import Packed, lanes
 
 BLOCKS = 128  # of a program: the matrix is one long row of them

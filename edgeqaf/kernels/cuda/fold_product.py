@@ -22,8 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from edgeqaf.exact import A_STEP, B_STEP, snap_a, snap_b
-from edgeqaf.kernels import EXACT
-from edgeqaf.kernels.lanes import columns, packed, readable, tile, unpacked
+from edgeqaf.kernels.cuda import EXACT
+from edgeqaf.kernels.cuda.lanes import columns, packed, readable, tile, unpacked
 from edgeqaf.packed import Packed, lanes
 from edgeqaf.residual import PARTS
 
