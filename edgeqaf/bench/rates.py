@@ -47,7 +47,7 @@ RATES = {
         0.1, 0.03, 0.1, tried=(0.03, 0.1), others={"scale.lr": (0.01, 0.01, 0.01)}
     ),
     "scale": Rates(0.1, 0.01, 0.03, tried=(0.003, 0.01, 0.03, 0.1)),
-    "qa_hira": Rates(0.3, 0.03, 0.1, tried=(0.03, 0.1, 0.3)),
+    "qa_hira": Rates(0.3, 0.03, 0.3, tried=(0.03, 0.1, 0.3)),
     "qa_lora": Rates(0.1, 0.03, 0.1, tried=(0.01, 0.03, 0.1, 0.3)),
 }  # fmt: skip
 # model -> contender -> its rates, where they differ from the table's
