@@ -53,7 +53,9 @@ CONTENDERS = {
     "lowrank-residual": Contender(
         "`lowrank` r16 from residuals", "lowrank", ("symmetric",), {"rank": 16}, answers=True, residual=True
     ),
-    "lowrank+scale": Contender("`lowrank+scale` r16", "lowrank+scale", ("symmetric",), {"rank": 16}),
+    "lowrank+scale": Contender(
+        "`lowrank+scale` r16 from residuals", "lowrank+scale", ("symmetric",), {"rank": 16}, answers=True, residual=True
+    ),
     "scale": Contender("`scale`", "scale", ("symmetric", "offset")),
     "lota": Contender("LoTA r16, move rate", "lota", ("symmetric", "offset"), {"rank": 16}),
     "lota-offset": Contender("LoTA r16, move rate, offset", "lota", ("offset",), {"rank": 16, "offset": "paper"}),

@@ -14,9 +14,8 @@ from edgeqaf.html.drawing import add, canvas, markup, text
 from edgeqaf.movement import Movement
 
 FOLLOWED = (
-    Row("lora", UNMERGED), Row("lora", AGAIN), Row("codes", STORED), Row("codes-residual", STORED),
-    Row("lowrank", STORED), Row("lowrank-residual", STORED), Row("scale", STORED), Row("lota", STORED),
-    Row("full", UNMERGED),
+    Row("lora", UNMERGED), Row("lora", AGAIN), Row("codes", STORED), Row("lowrank", STORED),
+    Row("lowrank+scale", STORED), Row("scale", STORED), Row("lota", STORED), Row("full", UNMERGED),
 )  # fmt: skip
 CURVES = tuple(row for row in FOLLOWED if row.form != AGAIN)
 COLUMNS, GAP, TITLE, LEGEND = 2, 16, 26, 22

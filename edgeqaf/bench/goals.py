@@ -25,7 +25,7 @@ class Goal:
 
 
 CODES = [Row(name, STORED) for name in ("codes", "codes-residual")]
-LOWRANK = [Row(name, STORED) for name in ("lowrank", "lowrank-residual")]
+LOWRANK = [Row(name, STORED) for name in ("lowrank", "lowrank-residual", "lowrank+scale")]
 GOALS = (
     *(Goal(row, UNMERGED_LORA, (4,)) for row in CODES),
     *(Goal(row, UNMERGED_LORA, (3,), within=0.05) for row in CODES),

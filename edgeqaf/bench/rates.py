@@ -44,7 +44,8 @@ RATES = {
     "lowrank": Rates(0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.05, 0.1, 0.2), narrow=COARSE),
     "lowrank-residual": Rates(0.1, 0.05, 0.1, tried=(0.015, 0.03, 0.05, 0.1), narrow=COARSE),
     "lowrank+scale": Rates(
-        0.1, 0.03, 0.1, tried=(0.03, 0.1), others={"scale.lr": (0.01, 0.01, 0.01)}
+        0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.06, 0.1), others={"scale.lr": (0.02, 0.002, 0.02)},
+        narrow=COARSE | {(kind, bits): 0.06 for kind in ("task", "style") for bits in (3, 2)},
     ),
     "scale": Rates(0.1, 0.01, 0.03, tried=(0.003, 0.01, 0.03, 0.1)),
     "qa_hira": Rates(0.3, 0.03, 0.3, tried=(0.03, 0.1, 0.3)),
@@ -55,6 +56,11 @@ OF_MODEL: dict[str, dict[str, Rates]] = {
     "storyteller-6m": {
         "lora": Rates(0.002, 0.002, 0.002, tried=(0.001, 0.002, 0.005)),
         "q_bara": Rates(0.002, 0.002, 0.002, tried=(0.001, 0.002, 0.005)),
+        "lowrank": Rates(0.05, 0.015, 0.05, tried=(0.015, 0.03, 0.05, 0.1)),
+        "lowrank-residual": Rates(0.05, 0.015, 0.05, tried=(0.015, 0.03, 0.05, 0.1)),
+        "lowrank+scale": Rates(
+            0.05, 0.015, 0.05, tried=(0.015, 0.03, 0.05, 0.1), others={"scale.lr": (0.01, 0.002, 0.01)}
+        ),
         "full": Rates(0.0005, 0.0005, 0.0005, tried=(0.0002, 0.0005, 0.001)),
         "full-linears": Rates(0.001, 0.0005, 0.001, tried=(0.0002, 0.0005, 0.001, 0.002)),
     }
