@@ -27,7 +27,11 @@ LEAST = 2**16  # weights that are worth a thread
 
 def compiled(function: Kernel) -> Kernel:
     """``function``, compiled when it is first called with such types; the interpreter's lock is free while it runs."""
-    made: Kernel = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        made: Kernel = numba.njit(cache=True, **settings)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written to: compile in every process
+        made = numba.njit(**settings)(function)
     return made
 
 
