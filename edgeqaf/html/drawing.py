@@ -35,9 +35,9 @@ def linear(values: Sequence[float], start: float, end: float) -> Axis:
 
 
 def fitting(values: Sequence[float], start: float, end: float) -> Axis:
-    """A log axis for positive values that span a factor of 20, else a linear one from zero if all are positive."""
+    """A log axis for positive values that span a factor of 20, else a linear one."""
     if not values or min(values) <= 0 or max(values) / min(values) < 20:
-        return linear([*values, 0.0], start, end)
+        return linear(values or [0.0], start, end)
     low, high = min(values), max(values)
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
     many = len(decades) > 6
