@@ -32,8 +32,8 @@ class Rates:
         return (("lr", self.narrow.get((kind, bits or 4), getattr(self, kind))), *more)
 
 
-# A step of 3 or 2 bits is two or four times as wide: what low rank recovers there wants smaller ones.
-COARSE = {("recovery", 3): 0.015, ("recovery", 2): 0.015}
+# A step of 3 or 2 bits is two or four times as wide: low rank wants fewer of them there.
+COARSE = {("recovery", 3): 0.015, ("recovery", 2): 0.015, ("task", 2): 0.05, ("style", 2): 0.05}
 RATES = {
     "full": Rates(0.01, 0.001, 0.01, tried=(0.001, 0.003, 0.01, 0.02)),
     "full-linears": Rates(0.01, 0.003, 0.01, tried=(0.001, 0.003, 0.01)),
@@ -41,7 +41,9 @@ RATES = {
     "q_bara": Rates(0.02, 0.005, 0.02, tried=(0.002, 0.005, 0.01, 0.02)),
     "codes": Rates(0.1, 0.02, 0.1, tried=(0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
     "codes-residual": Rates(0.1, 0.02, 0.1, tried=(0.02, 0.1)),
-    "lowrank": Rates(0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.05, 0.1, 0.2), narrow=COARSE),
+    "lowrank": Rates(
+        0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.05, 0.1, 0.2), narrow=COARSE | {("task", 3): 0.05, ("style", 3): 0.05}
+    ),
     "lowrank-residual": Rates(0.1, 0.05, 0.1, tried=(0.015, 0.03, 0.05, 0.1), narrow=COARSE),
     "lowrank+scale": Rates(
         0.1, 0.03, 0.1, tried=(0.015, 0.03, 0.06, 0.1), others={"scale.lr": (0.02, 0.002, 0.02)},
