@@ -17,7 +17,8 @@ HELD_OUT = {"text": 128, "rows": 256}  # windows or rows that the figures are ta
 ROWS = {"text": 5, "rows": 6}  # a step
 QUESTIONS = 64  # of the held-out rows, answered greedily
 SIGNS = str.maketrans(
-    {"[": ": ", "]": ";", "(": ", ", ")": "", "=": " is ", "+": " plus ", "*": " times ", "%": " percent", "&": " and "}
+    {"[": ": ", "]": ";", "(": ", ", ")": "", "=": " is ", "+": " plus ", "*": " times ", "%": " percent", "&": " and ",
+     "#": " number ", "@": " at "}
 )  # fmt: skip
 
 

@@ -67,6 +67,15 @@ def test_a_task_s_texts_are_in_characters_that_story_models_know(name, data):
         assert set("".join(row["prompt"] + row["completion"] for row in [*train, *held_out])) <= KNOWN
 
 
+@every_task
+def test_questions_are_words_of_the_smallest_model(name, shared):
+    """Its vocabulary has no bytes to fall back on: llama.cpp cannot tokenize a character that it lacks."""
+    tokenizer = Tokenizer(shared / "models" / "tinystories656k")
+    (unknown,) = tokenizer.encode("^", prompt=False)[1:]
+    found = material(plugins.find("tasks", name), shared, tokenizer)
+    assert not [q.prompt for q in found.questions if unknown in tokenizer.encode(q.prompt, prompt=True)]
+
+
 def test_the_batches_are_the_seed_s_alone_and_show_every_row_before_any_twice(data, tokenizer):
     found = material(plugins.find("tasks", "viggo"), data, tokenizer)
     stream = batches(found, 1, 20)
@@ -96,6 +105,7 @@ def test_the_final_number_is_the_last_one(answer, number):
 def test_signs_become_words():
     assert plain("a(b)/c=[d] + 5% é") == "a, b over c is : d; plus 5 percent "
     assert plain("Year/Place", " or ") == "Year or Place"
+    assert plain("#1 @ home") == " number 1 at home"
 
 
 def test_data_that_is_too_small_is_refused_with_where_it_is_from(data, tokenizer, tmp_path):
