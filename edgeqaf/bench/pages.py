@@ -113,7 +113,7 @@ def _about(summary: Summary, planned: int) -> str:
     steps = sorted({str(cell.steps) for cell in summary.results if cell.steps})
     versions = sorted({" ".join(f"{k} {v}" for k, v in sorted(r["tool"].items())) for r in results.values()})
     tried = f", and {len(summary.chosen)} runs to choose learning rates" if summary.chosen else ""
-    states = len({r["source"] for r in results.values() if "source" in r})
+    states = len({r["source"] for r in summary.results.values() if "source" in r})
     return (
         f"{len(summary.results)} of {planned} cells{tried}. Steps: {', '.join(steps)}. A step is {ROWS['rows']} rows "
         f"of a task, or {ROWS['text']} windows of {WINDOW} tokens of text; the same batches in the same order for "
