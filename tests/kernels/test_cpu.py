@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("numba", reason="numba is not installed; the references run")
-
 from edgeqaf.kernels.cpu import LEAST, compiled, over_rows
 
 

@@ -4,14 +4,11 @@ By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/equality``. The variable must
 `test_families.py` beside this folder starts a process that has it.
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pytest
-from matrices import FAMILY, INTERPRETED
-
-collect_ignore_glob = [] if FAMILY == "cuda" or find_spec("numba") else ["test_*.py"]
+from matrices import INTERPRETED
 
 
 @pytest.fixture(autouse=True, scope="session")
