@@ -32,7 +32,7 @@ from edgeqaf.data.split import remarks
 from edgeqaf.errors import Interrupted, Refused
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.method import Course
-from edgeqaf.movement import EARLY, INERT, hints, layer_movements, require_moved, total
+from edgeqaf.movement import early_hint, hints, layer_movements, require_moved, total
 from edgeqaf.nn import qlinears
 from edgeqaf.order import Order
 from edgeqaf.prepare import Prepared, Settings, batched, prepare, require_alike
@@ -144,8 +144,8 @@ def _trainer(run: Prepared, advance: Any, report_to: Sequence[str]) -> GridTrain
     def measure(done: float) -> dict[str, float]:
         with assembled(model):
             moved = total(layer_movements(model))
-        if run.method.lossless and EARLY <= done < 1 and moved.share < INERT:
-            say(f"only {moved.share:.3%} has moved after {done:.0%} of the steps: raise --lr, or stop")
+        if run.method.lossless and (hint := early_hint(moved, done)):
+            say(hint)
         return {"moved": moved.share} if moved.weights else {}
 
     if settings.checkpointing:

@@ -84,6 +84,13 @@ def total(movements: Mapping[str, Movement]) -> Movement:
     return sum(movements.values(), Movement())
 
 
+def early_hint(moved: Movement, done: float) -> str | None:
+    """What to say of a run that has moved next to nothing at the share ``done`` of its steps; None if it is well."""
+    if not EARLY <= done < 1 or moved.share >= INERT:
+        return None
+    return f"only {moved.share:.3%} has moved after {done:.0%} of the steps: raise --lr, or stop"
+
+
 def hints(moved: Movement) -> list[str]:
     """What a person should know of how far a run has moved the codes."""
     said = []

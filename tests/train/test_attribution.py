@@ -9,7 +9,7 @@ from edgeqaf import plugins
 from edgeqaf.attribution import attribute, reverted
 from edgeqaf.grid import Slot
 from edgeqaf.method import method_of
-from edgeqaf.movement import Movement, hints
+from edgeqaf.movement import Movement, early_hint, hints
 from edgeqaf.nn import QLinear
 from edgeqaf.qtensor import decode
 from edgeqaf.quantizers.rtn import quantize
@@ -64,6 +64,13 @@ def test_attribution_names_every_slot_and_is_silent_for_one() -> None:
 def test_hints_say_what_is_odd(moved: Movement, said: str) -> None:
     (hint,) = hints(moved)
     assert said in hint
+
+
+@pytest.mark.parametrize(("moved", "done"), [(40, 0.2), (40, 1.0), (50, 0.5)])
+def test_early_hint_waits_for_a_quarter_of_the_steps_and_for_too_little(moved: int, done: float) -> None:
+    assert early_hint(Movement(weights=10_000, moved=moved), done) is None
+    said = early_hint(Movement(weights=10_000, moved=40), 0.25)
+    assert said == "only 0.400% has moved after 25% of the steps: raise --lr, or stop"
 
 
 def test_hints_are_silent_on_a_healthy_run() -> None:
