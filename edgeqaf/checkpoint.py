@@ -3,8 +3,7 @@
     config.json, tokenizer files   copied byte for byte from the model it came from, but for one line
                                    of config.json that names our quantizer (`edgeqaf.companions`)
     model.safetensors              for each quantized tensor  NAME.codes  [out, in * width / 8] uint8
-                                                              NAME.scale  [out, in / block] float16
-                                                              NAME.zero   if the grid has one
+                                                              NAME.scale, NAME.zero and so on (`edgeqaf.parts`)
                                    for each float tensor      NAME        bfloat16 where exact, else float32
     edgeqaf.json                   format version, kind, grid and digest per tensor, Merkle root,
                                    root of the parent, tool versions, the options of the command
@@ -23,11 +22,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from edgeqaf import __version__, plugins
+from edgeqaf import __version__, parts, plugins
 from edgeqaf.companions import CONFIG, QUANTIZATION, companions_digest, copy_companions, name_quantizer
 from edgeqaf.digest import Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
-from edgeqaf.grid import Grid, Zero
+from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.packing import pack_codes, unpack_codes
 from edgeqaf.qtensor import QTensor, check
@@ -190,11 +189,9 @@ def _pack(name: str, tensor: Tensor) -> dict[str, np.ndarray[Any, Any]]:
         tensor = np.asarray(tensor, order="C")  # save_file writes memory as it lies
         narrow = tensor.astype(ml_dtypes.bfloat16)
         return {name: narrow if (narrow.astype(np.float32).view(np.uint32) == tensor.view(np.uint32)).all() else tensor}
-    check(tensor, name)
-    parts = {f"{name}.codes": pack_codes(tensor.codes, tensor.grid), f"{name}.scale": tensor.scale.astype(np.float16)}
-    if tensor.zero is not None:
-        parts[f"{name}.zero"] = tensor.zero.astype(np.float16 if tensor.grid.zero is Zero.OFFSET else np.int8)
-    return {key: np.asarray(part, order="C") for key, part in parts.items()}
+    stored = parts.split(check(tensor, name))
+    stored[parts.CODES] = pack_codes(tensor.codes, tensor.grid)
+    return {f"{name}.{part}": np.asarray(array, order="C") for part, array in stored.items()}
 
 
 class _FolderTensors(Mapping[str, Tensor]):
@@ -224,20 +221,19 @@ class _FolderTensors(Mapping[str, Tensor]):
         if entry["grid"] == "float32":
             return self._read(name).astype(np.float32)
         grid: Grid = plugins.find("grids", entry["grid"])
-        zero_type = np.float16 if grid.zero is Zero.OFFSET else np.int8
-        packed = self._read(f"{name}.codes", np.uint8)
-        scale = self._read(f"{name}.scale", np.float16).astype(np.float32)
-        zero = None if grid.zero is Zero.NONE else self._read(f"{name}.zero", zero_type).astype(np.float32)
-        return check(QTensor(grid, unpack_codes(packed, grid), scale, zero), name)
+        types = parts.dtypes(grid) | {parts.CODES: np.dtype(np.uint8)}
+        stored = {part: self._read(f"{name}.{part}", dtype) for part, dtype in types.items()}
+        stored[parts.CODES] = unpack_codes(stored[parts.CODES], grid)
+        return check(parts.join(grid, stored), name)
 
-    def _read(self, key: str, dtype: type[np.generic] | None = None) -> np.ndarray[Any, Any]:
+    def _read(self, key: str, dtype: np.dtype[Any] | None = None) -> np.ndarray[Any, Any]:
         try:
             values = np.asarray(self._file.get_tensor(key))
         except SafetensorError as error:
             raise Refused(f"tensor {key}: {error}", "the folder is incomplete; make it again") from None
         if dtype is not None and (values.dtype != dtype or values.ndim != 2):
             raise Refused(
-                f"tensor {key} is {values.dtype} {list(values.shape)}, not a matrix of {np.dtype(dtype)}",
+                f"tensor {key} is {values.dtype} {list(values.shape)}, not a matrix of {dtype}",
                 "the file is corrupt; make the folder again",
             )
         return values
@@ -247,5 +243,4 @@ def _keys(name: str, grid: str) -> list[str]:
     """The arrays of ``model.safetensors`` that hold one logical tensor."""
     if grid == "float32":
         return [name]
-    zero = [] if plugins.find("grids", grid).zero is Zero.NONE else [f"{name}.zero"]
-    return [f"{name}.codes", f"{name}.scale", *zero]
+    return [f"{name}.{part}" for part in parts.dtypes(plugins.find("grids", grid))]

@@ -1,10 +1,13 @@
 """The difference of two models, tensor by tensor, in stored integers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeqaf.checkpoint import QModel
+from edgeqaf.parts import CODES, split
 from edgeqaf.qtensor import QTensor
 
 
@@ -32,6 +35,13 @@ def difference(name: str, a: QModel, b: QModel) -> Change | None:
         return Change(name, "float values", 0, changed, weights) if changed else None
     if x.grid != y.grid:
         return Change(name, f"grid {x.grid.name} against {y.grid.name}", weights, 0, weights)
-    codes = int((x.codes != y.codes).sum())
-    parameters = int((x.scale != y.scale).sum()) + (0 if x.zero is None else int((x.zero != y.zero).sum()))
+    others = split(y)
+    differing = {part: int((_bits(array) != _bits(others[part])).sum()) for part, array in split(x).items()}
+    codes = differing.pop(CODES)
+    parameters = sum(differing.values())
     return Change(name, "codes" if codes else "parameters", codes, parameters, weights) if codes or parameters else None
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """As unsigned integers: two zeros of different sign differ."""
+    return np.ascontiguousarray(array).view(f"u{array.itemsize}")

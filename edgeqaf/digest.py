@@ -8,14 +8,13 @@ a lossless conversion without running anything.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf.grid import Zero
+from edgeqaf.parts import split
 from edgeqaf.qtensor import QTensor
 
 Floats = NDArray[np.float32]
@@ -25,17 +24,18 @@ Tensor = QTensor | Floats
 def tensor_digest(name: str, tensor: Tensor) -> str:
     """SHA-256, in hex, of one logical tensor.
 
-    A QTensor contributes its grid, codes row-major as int8, scale bits (and zero bits) as
-    little-endian float16, or int8 for integer zeros; a float tensor its float32 bits. Widening a
-    float tensor from bf16 or f16 is exact, so the type a file stored it in does not matter.
+    A QTensor contributes its grid and its parts in order (`edgeqaf.parts`: codes row-major as int8, scale bits
+    as little-endian float16, and so on); a float tensor its float32 bits. Widening a float tensor from bf16
+    or f16 is exact, so the type a file stored it in does not matter.
     """
     header: dict[str, object] = {"name": name, "shape": [int(n) for n in tensor.shape], "grid": "float32"}
     if isinstance(tensor, QTensor):
         header |= {"grid": tensor.grid.name, "block": tensor.grid.block}
     digest = hashlib.sha256(b"edgeqaf tensor 1\0")
     digest.update(json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\0")
-    for part, dtype in _stored_parts(tensor):
-        digest.update(np.ascontiguousarray(part.astype(dtype)).data)
+    stored = split(tensor).values() if isinstance(tensor, QTensor) else [tensor.astype("<f4", copy=False)]
+    for part in stored:
+        digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 
@@ -45,16 +45,6 @@ def file_sha256(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _stored_parts(tensor: Tensor) -> Iterator[tuple[NDArray[Any], str]]:
-    if not isinstance(tensor, QTensor):
-        yield tensor, "<f4"
-        return
-    yield tensor.codes, "i1"
-    yield tensor.scale, "<f2"
-    if tensor.zero is not None:
-        yield tensor.zero, "<f2" if tensor.grid.zero is Zero.OFFSET else "i1"
 
 
 def merkle_root(digests: Mapping[str, str]) -> str:

@@ -15,6 +15,11 @@ zero        a weight is                    stored by
 Scales and offsets are always values that float16 can hold, whatever type a file stores them in.
 That one rule keeps every 4-bit product exact in float32 (4 + 11 significant bits), so the decoded
 weight does not depend on the order of operations, on FMA, or on the machine.
+
+GGUF's K-quants keep them in two levels: a super-block of 256 inputs has one float16 ``d`` (and ``dmin``),
+each block in it a small integer, and a block's scale is their product. It has at most 11 + 8 significant
+bits, so it is exact in float32 too, and so is its product with any code of such a grid. The levels are
+frozen: an adapter writes the codes of such a grid and nothing else.
 """
 
 from dataclasses import dataclass
@@ -38,6 +43,25 @@ class Slot(Enum):
 
 
 @dataclass(frozen=True)
+class Levels:
+    """How a two-level grid stores what other grids store as scale and zero.
+
+    block: consecutive inputs of a super-block, which share ``d`` and ``dmin``.
+    scale: smallest and largest integer scale of a block; its scale is ``d * integer``.
+    zero:  the same of a block's minimum, whose zero is ``-(dmin * integer)``; None without one.
+    """
+
+    block: int
+    scale: tuple[int, int]
+    zero: tuple[int, int] | None = None
+
+    def bits(self, block: int) -> float:
+        """Stored bits per weight beside the codes."""
+        kept = [span for span in (self.scale, self.zero) if span is not None]
+        return len(kept) * 16 / self.block + sum((hi - lo).bit_length() for lo, hi in kept) / block
+
+
+@dataclass(frozen=True)
 class Grid:
     """One storage format's set of representable weights.
 
@@ -46,8 +70,9 @@ class Grid:
     lo, hi: smallest and largest code, inclusive.
     block:  consecutive inputs that share a scale.
     centre: the constant code that means zero on a ``Zero.NONE`` grid.
-    zero:   what is stored beside the scale.
+    zero:   what is kept beside the scale.
     source: where the format is defined.
+    levels: how scale and zero are stored, where that is in two levels; None: each by itself.
     """
 
     name: str
@@ -58,18 +83,28 @@ class Grid:
     zero: Zero
     source: str
     centre: int = 0
+    levels: Levels | None = None
 
     @property
     def slots(self) -> frozenset[Slot]:
         """The slots an adapter may write."""
+        if self.levels is not None:
+            return frozenset({Slot.CODES})
         return frozenset({Slot.CODES, Slot.SCALE} | (set() if self.zero is Zero.NONE else {Slot.ZERO}))
 
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight, scale and zero included (16 bits each; an integer zero, ``bits``)."""
+        if self.levels is not None:
+            return self.bits + self.levels.bits(self.block)
         zero_bits = {Zero.NONE: 0, Zero.CODE: self.bits, Zero.OFFSET: 16}[self.zero]
         return self.bits + (16 + zero_bits) / self.block
 
+    @property
+    def unit(self) -> int:
+        """What a row's length must be a multiple of: the block, or the super-block."""
+        return self.block if self.levels is None else self.levels.block
+
     def fits(self, inputs: int) -> bool:
-        """Whether rows of ``inputs`` weights divide into whole blocks."""
-        return inputs % self.block == 0
+        """Whether rows of ``inputs`` weights divide into whole blocks and super-blocks."""
+        return inputs % self.unit == 0

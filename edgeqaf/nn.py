@@ -82,6 +82,7 @@ class QLinear(nn.Module):
         self.register_buffer("scale", torch.from_numpy(q.scale.copy()), persistent=False)
         zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
         self.register_buffer("zero", zero, persistent=False)
+        self.supers = q.supers
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.adapter: Any = None
         self.reverted: frozenset[Slot] = frozenset()
@@ -97,7 +98,7 @@ class QLinear(nn.Module):
     @property
     def q(self) -> QTensor:
         """The base tensor, as torch tensors."""
-        return self.base.whole()
+        return replace(self.base.whole(), supers=self.supers)
 
     @property
     def now(self) -> Packed:
@@ -137,7 +138,7 @@ class QLinear(nn.Module):
 
     def folded(self) -> QTensor:
         """The tensor with the adapter folded in: what merge will store."""
-        return self.now.whole()
+        return replace(self.now.whole(), supers=self.supers)
 
     @property
     def weight(self) -> Tensor:
@@ -192,4 +193,5 @@ def to_numpy(q: QTensor) -> QTensor:
         codes.astype("int8"),
         q.scale.detach().cpu().numpy(),
         None if q.zero is None else q.zero.detach().cpu().numpy(),
+        q.supers,
     )

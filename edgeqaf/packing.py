@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeqaf.grid import Grid
 
-WIDTHS = {2: 2, 3: 4, 4: 4, 8: 8}  # bits of a grid's code -> bits it is stored in
+WIDTHS = {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8}  # bits of a grid's code -> bits it is stored in
 
 
 def pack_codes(codes: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:

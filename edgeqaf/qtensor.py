@@ -24,19 +24,49 @@ Array = Any  # a numpy array or a torch tensor: both carry the operators used he
 
 
 @dataclass(frozen=True)
+class Supers:
+    """What a two-level grid stores in place of scale and zero (`edgeqaf.grid.Levels`); frozen, always numpy.
+
+    d, dmin:      float32 holding float16 values, [out, in / super-block].
+    scales, mins: int8, [out, in / block].
+    dmin, mins:   None where the grid has no zero.
+    """
+
+    d: Array
+    scales: Array
+    dmin: Array | None = None
+    mins: Array | None = None
+
+    @property
+    def scale(self) -> Array:
+        """The scale of each block: float32 [out, in / block], exact."""
+        return self._spread(self.d) * self.scales
+
+    @property
+    def zero(self) -> Array | None:
+        """The zero of each block: float32 [out, in / block], exact; None without one."""
+        return None if self.dmin is None else -(self._spread(self.dmin) * self.mins)
+
+    def _spread(self, values: Array) -> Array:
+        return values.repeat(self.scales.shape[1] // values.shape[1], 1)
+
+
+@dataclass(frozen=True)
 class QTensor:
     """A matrix on a grid.
 
-    codes: integers in [grid.lo, grid.hi], [out, in]; int8 at rest, float32 inside a training step.
-    scale: float32 holding float16 values, [out, in / block].
-    zero:  None, or float32 holding codes (``Zero.CODE``) or float16 values (``Zero.OFFSET``),
-           [out, in / block].
+    codes:  integers in [grid.lo, grid.hi], [out, in]; int8 at rest, float32 inside a training step.
+    scale:  float32 holding float16 values, [out, in / block]; on a two-level grid, `Supers.scale`.
+    zero:   None, or float32 holding codes (``Zero.CODE``) or float16 values (``Zero.OFFSET``),
+            [out, in / block]; on a two-level grid, `Supers.zero`.
+    supers: what a two-level grid stores, else None. What computes needs only the three above.
     """
 
     grid: Grid
     codes: Array
     scale: Array
     zero: Array | None = None
+    supers: Supers | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -128,7 +158,7 @@ def check(q: QTensor, name: str = "tensor") -> QTensor:
     out, inputs = q.shape
     if not q.grid.fits(inputs):
         raise GridError(
-            f"{name}: {inputs} columns are not a multiple of {q.grid.name}'s block ({q.grid.block})",
+            f"{name}: {inputs} columns are not a multiple of {q.grid.name}'s block ({q.grid.unit})",
             "keep this tensor in float, or choose a grid whose block divides its rows",
         )
     if q.codes.dtype != np.int8:
@@ -142,20 +172,49 @@ def check(q: QTensor, name: str = "tensor") -> QTensor:
     if (q.zero is None) != (q.grid.zero is Zero.NONE):
         has = "no" if q.zero is None else "a"
         raise GridError(f"{name}: {q.grid.name} stores zero={q.grid.zero.value}, the tensor has {has} zero")
+    if (q.supers is None) != (q.grid.levels is None):
+        has = "no" if q.supers is None else "a"
+        raise GridError(f"{name}: {q.grid.name} has {q.grid.levels or 'one level'}, the tensor has {has} second level")
     parameters = {"scale": q.scale} if q.zero is None else {"scale": q.scale, "zero": q.zero}
     for part, values in parameters.items():
-        _check_parameter(q.grid, f"{name}.{part}", values, (out, inputs // q.grid.block))
+        _check_array(f"{name}.{part}", values, (out, inputs // q.grid.block), np.float32)
+        if part == "zero" and q.grid.zero is Zero.CODE:
+            _check_integers(f"{name}.{part}", values, (q.grid.lo, q.grid.hi))
+        elif q.supers is None:
+            _check_halves(f"{name}.{part}", values)
+    if q.supers is not None:
+        _check_supers(q, q.supers, name)
     return q
 
 
-def _check_parameter(grid: Grid, name: str, values: Array, shape: tuple[int, int]) -> None:
-    if tuple(values.shape) != shape:
-        raise GridError(f"{name}: shape {tuple(values.shape)}, expected {shape}")
-    if values.dtype != np.float32:
-        raise GridError(f"{name}: dtype {values.dtype}, expected float32 holding float16 values")
-    if name.endswith(".zero") and grid.zero is Zero.CODE:
-        _check_zero_points(grid, name, values)
-        return
+def _check_supers(q: QTensor, supers: Supers, name: str) -> None:
+    """Refuse a second level that is malformed, or of which scale and zero are not the products."""
+    assert q.grid.levels is not None
+    (out, inputs), levels = q.shape, q.grid.levels
+    stored = [("d", supers.d, "scales", supers.scales, levels.scale)]
+    if levels.zero is not None:
+        stored.append(("dmin", supers.dmin, "mins", supers.mins, levels.zero))
+    for half, d, integer, integers, span in stored:
+        _check_array(f"{name}.{half}", d, (out, inputs // levels.block), np.float32)
+        _check_halves(f"{name}.{half}", d)
+        _check_array(f"{name}.{integer}", integers, (out, inputs // q.grid.block), np.int8)
+        _check_integers(f"{name}.{integer}", integers, span)
+    for part, values, products in (("scale", q.scale, supers.scale), ("zero", q.zero, supers.zero)):
+        if values is not None and (values.view(np.uint32) != products.view(np.uint32)).any():
+            raise GridError(f"{name}.{part} is not the product that the second level stores")
+
+
+def _check_array(name: str, values: Array, shape: tuple[int, int], dtype: type[np.generic]) -> None:
+    if values is None or tuple(values.shape) != shape:
+        raise GridError(f"{name}: shape {None if values is None else tuple(values.shape)}, expected {shape}")
+    if values.dtype != dtype:
+        raise GridError(
+            f"{name}: dtype {values.dtype}, expected {np.dtype(dtype)}"
+            + (" holding float16 values" if dtype is np.float32 else "")
+        )
+
+
+def _check_halves(name: str, values: Array) -> None:
     wrong = ~np.isfinite(values) | (to_half(values) != values)
     if wrong.any():
         row, column = (int(i[0]) for i in np.nonzero(wrong))
@@ -165,11 +224,12 @@ def _check_parameter(grid: Grid, name: str, values: Array, shape: tuple[int, int
         )
 
 
-def _check_zero_points(grid: Grid, name: str, values: Array) -> None:
-    wrong = ~((values >= grid.lo) & (values <= grid.hi) & (np.rint(values) == values))
+def _check_integers(name: str, values: Array, span: tuple[int, int]) -> None:
+    low, high = span
+    wrong = ~((values >= low) & (values <= high) & (np.rint(values) == values))
     if wrong.any():
         row, column = (int(i[0]) for i in np.nonzero(wrong))
         raise GridError(
-            f"{name}[{row}, {column}] = {values[row, column]!r} is not an integer in [{grid.lo}, {grid.hi}]",
+            f"{name}[{row}, {column}] = {values[row, column]!r} is not an integer in [{low}, {high}]",
             "the file is corrupt, or was written for another grid",
         )

@@ -24,8 +24,9 @@ from edgeqaf.protocols import Stored, StoredAs
 from edgeqaf.qtensor import QTensor
 from edgeqaf.source import HEAD
 from exporters.gguf.artifact import CARRIED, StoredTensors, permuted, refuse_as_base
-from exporters.gguf.blocks import CARRIERS, F32, F32_FILE, pack
+from exporters.gguf.blocks import CARRIERS, pack
 from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, seal
+from exporters.gguf.layouts import F32, F32_FILE
 from exporters.gguf.metadata import check_architecture, dimensions, model_metadata, rope_factors
 from exporters.gguf.names import ROPE_FACTORS, Place, places
 from exporters.gguf.tokenizer import tokenizer_metadata

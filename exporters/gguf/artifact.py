@@ -12,10 +12,12 @@ from edgeqaf import plugins
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
+from edgeqaf.parts import join, split
 from edgeqaf.protocols import Stored
 from edgeqaf.qtensor import QTensor, check
-from exporters.gguf.blocks import CARRIERS, F32, LAYOUTS, unpack
+from exporters.gguf.blocks import CARRIERS, unpack
 from exporters.gguf.container import TensorInfo, padded
+from exporters.gguf.layouts import F32, LAYOUTS
 from exporters.gguf.metadata import dimensions_in
 from exporters.gguf.names import OUTPUT, ROPE_FACTORS, Place, places
 from exporters.gguf.reader import Contents, check_seal, parse
@@ -57,8 +59,7 @@ def permuted(tensor: Tensor, order: Callable[[NDArray[Any]], NDArray[Any]]) -> T
     """``tensor`` with its rows reordered, codes and parameters together."""
     if not isinstance(tensor, QTensor):
         return order(tensor)
-    zero = None if tensor.zero is None else order(tensor.zero)
-    return tensor.replace(codes=order(tensor.codes), scale=order(tensor.scale), zero=zero)
+    return join(tensor.grid, {part: order(array) for part, array in split(tensor).items()})
 
 
 def _places(contents: Contents) -> list[Place]:

@@ -8,13 +8,15 @@ import torch
 
 from edgeqaf import plugins
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.qtensor import QTensor
+from edgeqaf.qtensor import QTensor, Supers
 
 GRIDS = {name: plugins.find("grids", name) for name in plugins.names("grids")}
 ZERO_4 = GRIDS["uint4"]
 # No registered grid keeps an integer zero in 8 bits; the core promises to carry one.
 ZERO_8 = Grid("zero_8", bits=8, lo=-128, hi=127, block=32, zero=Zero.CODE, source="ONNX DequantizeLinear, int8")
-ALL = [*GRIDS.values(), ZERO_8]
+EVERY = [*GRIDS.values(), ZERO_8]
+ALL = [grid for grid in EVERY if grid.levels is None]
+TWO_LEVEL = [grid for grid in EVERY if grid.levels is not None]
 # By hand: a ggml type may be spelled like a grid and be another format (q2_0, with blocks of 64).
 GGML = {
     "q4_0": gguf.GGMLQuantizationType.Q4_0,
@@ -36,16 +38,30 @@ def all_codes(grid: Grid) -> np.ndarray:
 
 
 def random_tensor(grid: Grid, seed: int = 0, out: int = 4, blocks: int = 3) -> QTensor:
-    """Any codes, any finite float16 scales (both signs, subnormals) and zeros: [out, blocks * grid.block]."""
+    """Any codes, any finite float16 scales (both signs, subnormals) and zeros: [out, blocks * grid.unit]."""
     rng = np.random.default_rng(seed)
     halves = all_halves()
-    codes = rng.integers(grid.lo, grid.hi, (out, blocks * grid.block), endpoint=True).astype(np.int8)
+    codes = rng.integers(grid.lo, grid.hi, (out, blocks * grid.unit), endpoint=True).astype(np.int8)
+    if grid.levels is not None:
+        return two_level(grid, codes, rng)
     zeros = {
         Zero.NONE: None,
         Zero.CODE: rng.integers(grid.lo, grid.hi, (out, blocks), endpoint=True).astype(np.float32),
         Zero.OFFSET: rng.choice(halves, (out, blocks)),
     }
     return QTensor(grid, codes, rng.choice(halves, (out, blocks)), zeros[grid.zero])
+
+
+def two_level(grid: Grid, codes: np.ndarray, rng: np.random.Generator) -> QTensor:
+    """A tensor of these codes, under random second levels."""
+    out, inputs = codes.shape
+
+    def level(span: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        integers = rng.integers(*span, (out, inputs // grid.block), endpoint=True).astype(np.int8)
+        return rng.choice(all_halves(), (out, inputs // grid.levels.block)), integers
+
+    supers = Supers(*level(grid.levels.scale), *(level(grid.levels.zero) if grid.levels.zero else ()))
+    return QTensor(grid, codes, supers.scale, supers.zero, supers)
 
 
 def to_torch(q: QTensor) -> QTensor:

@@ -4,13 +4,14 @@ import re
 
 import numpy as np
 import pytest
-from samples import ALL, ZERO_4, ZERO_8, random_tensor
+from samples import ALL, EVERY, ZERO_4, ZERO_8, random_tensor
 
 from edgeqaf.errors import GridError
 from edgeqaf.grid import Zero
 from edgeqaf.qtensor import check
 
-each_grid = pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
+each_grid = pytest.mark.parametrize("grid", EVERY, ids=lambda grid: grid.name)
+each_of_one_level = pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
 with_zero = pytest.mark.parametrize("grid", [g for g in ALL if g.zero is not Zero.NONE], ids=lambda grid: grid.name)
 NAME = "model.layers.3.mlp.up_proj.weight"
 NOT_HALVES = {
@@ -38,7 +39,7 @@ def test_whatever_lies_on_the_grid_passes_and_is_returned(grid):
         assert check(q) is q
 
 
-@each_grid
+@each_of_one_level
 @pytest.mark.parametrize("part", ["scale", "zero"])
 @pytest.mark.parametrize("value", NOT_HALVES.values(), ids=NOT_HALVES)
 def test_what_float16_cannot_hold_is_refused_with_its_index_and_value(grid, part, value):
@@ -51,7 +52,7 @@ def test_what_float16_cannot_hold_is_refused_with_its_index_and_value(grid, part
     refuse(q.replace(**{part: put(getattr(q, part), value)}), rf"\.{part}\[2, 1\] = {shown} is not")
 
 
-@each_grid
+@each_of_one_level
 def test_the_first_wrong_value_is_the_one_that_is_named(grid):
     q = random_tensor(grid)
     scale = put(q.scale, np.inf)
@@ -59,7 +60,7 @@ def test_the_first_wrong_value_is_the_one_that_is_named(grid):
     refuse(q.replace(scale=scale), r"\.scale\[2, 1\] = .*inf")
 
 
-@pytest.mark.parametrize("grid", [g for g in ALL if g.bits < 8], ids=lambda grid: grid.name)
+@pytest.mark.parametrize("grid", [g for g in EVERY if g.bits < 8], ids=lambda grid: grid.name)
 def test_a_code_outside_the_grid_is_refused_with_the_span(grid):
     q = random_tensor(grid)
     for code in (grid.lo - 1, grid.hi + 1, -128, 127):
@@ -90,7 +91,7 @@ def test_a_parameter_of_another_shape_is_refused_with_both_shapes(grid):
     for part in ("scale",) if q.zero is None else ("scale", "zero"):
         array = getattr(q, part)
         for wrong in (array[:-1], array[:, :-1], array.T.copy(), array.ravel(), array[..., None], array[:1]):
-            message = rf"\.{part}: shape {re.escape(str(wrong.shape))}, expected \(4, 3\)"
+            message = rf"\.{part}: shape {re.escape(str(wrong.shape))}, expected \(4, {3 * grid.unit // grid.block}\)"
             refuse(q.replace(**{part: wrong}), message)
 
 
@@ -103,7 +104,7 @@ def test_a_missing_zero_is_refused(grid):
 def test_rows_that_do_not_divide_into_blocks_are_refused_with_both_numbers(grid):
     q = random_tensor(grid)
     error = refuse(
-        q.replace(codes=q.codes[:, :-1]), rf"{q.shape[1] - 1} columns .* {grid.name}'s block \({grid.block}\)"
+        q.replace(codes=q.codes[:, :-1]), rf"{q.shape[1] - 1} columns .* {grid.name}'s block \({grid.unit}\)"
     )
     assert "block" in error.remedy
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import ALL, GRIDS, ZERO_4, ZERO_8, random_tensor
+from samples import ALL, EVERY, GRIDS, ZERO_4, ZERO_8, random_tensor
 
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.grid import Zero
-from edgeqaf.qtensor import QTensor
+from edgeqaf.qtensor import QTensor, Supers
 
-each_grid = pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
+each_of_one_level = pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
 quickly = settings(max_examples=60, deadline=None, derandomize=True)
 NAME = "model.layers.0.mlp.up_proj.weight"
 # Computed once and written down: these may never change, or every receipt ever issued would stop matching.
@@ -27,6 +27,15 @@ GOLDEN = {
     "uint2": "fe70a71ae7f2bf40940a74302b26d97592746b902a10d5c88d5420da873c9086",
     "uint3": "fb770c43e6aea0449841bcd89ecdbcf5475d96f3f6a1b369e0d2c8b8fb6f3fa4",
     "uint4": "b0612954ba249dc3d66feb053a798fdc317ad217079da0356a18661961785031",
+    "q2_k": "26cb40b2a5fb1f7735c16e73d67f4a103ad10c44b982fd81334a1763605a0768",
+    "q3_k": "abaa0653564d98267c244409eb5a0a34aab857c9da6eb91435de00fd9d5ce243",
+    "q4_k": "4e1b689d10ab1364583dbcb8ceb64ea6ffc62815a78606f6d56112144686a7f7",
+    "q5_0": "e5a71240af55baad6c8774818aa6fc2ba94ef96053094035a3891b8ed1a050bd",
+    "q5_1": "2e219cedc260fcfa2d7f2aa606caafc1f1bf49aafce79ac7a0829d369cc86b62",
+    "q5_k": "b871e28437ba8d0ba4d66e426c58f93b2fbe350d2decab3d0a7af3de48dea0f1",
+    "q6_k": "59c16eb8e97a54f956c97bc9928a99dd83604140be5a82636e845459d265fa17",
+    "tq1_0": "c099ff0ea9379c5ce2607835ac29015e455d079c3768cc25c00e6df50b96cf51",
+    "tq2_0": "7243a2012484ceb5038d91771826e40257925f63db7e877d9c3535a129f6217d",
     "zero_8": "66d2c082a2484a65a8c2208393e36b8f5a3703ddc9068efb01f95c1875ee57e8",
     "float32": "9fcfb03a48ce191c76870535fd7aae7c7f4d1c6dec45ac053719199ca35fd275",
 }
@@ -39,9 +48,18 @@ def golden_tensor(kind: str):
     """Small and written out: codes count up from lo and wrap, scales are 1, -0.5 and 2**-24."""
     if kind == "float32":
         return np.array([[0.0, -0.0, 1.5], [-2.0, 1e-45, 3.4e38]], np.float32)
-    grid = next(g for g in ALL if g.name == kind)
-    codes = (np.arange(2 * 64) % (grid.hi - grid.lo + 1) + grid.lo).astype(np.int8).reshape(2, 64)
+    grid = next(g for g in EVERY if g.name == kind)
     scale = np.array([[1.0, -0.5], [2.0**-24, 65504.0]], np.float32)
+
+    def counting(low: int, high: int, each: int) -> np.ndarray:
+        count = 2 * 2 * grid.unit // each
+        return (np.arange(count) % (high - low + 1) + low).astype(np.int8).reshape(2, -1)
+
+    codes = counting(grid.lo, grid.hi, 1)
+    if grid.levels is not None:
+        spans = [span for span in (grid.levels.scale, grid.levels.zero) if span]
+        supers = Supers(*(part for span in spans for part in (scale, counting(*span, grid.block))))
+        return QTensor(grid, codes, supers.scale, supers.zero, supers)
     zeros = {
         Zero.NONE: None,
         Zero.CODE: np.minimum(np.array([[0, 7], [1, 3]], np.float32), grid.hi),
@@ -71,7 +89,7 @@ def test_the_bytes_that_are_hashed_are_the_documented_ones():
 
 
 @quickly
-@given(st.sampled_from(ALL), st.integers(0, 2**32), st.data())
+@given(st.sampled_from(EVERY), st.integers(0, 2**32), st.data())
 def test_any_other_code_is_another_digest(grid, seed, data):
     q = random_tensor(grid, seed)
     row, column = data.draw(st.integers(0, q.shape[0] - 1)), data.draw(st.integers(0, q.shape[1] - 1))
@@ -119,7 +137,7 @@ def test_any_other_name_is_another_digest(a, b):
     assert (tensor_digest(a, values) == tensor_digest(b, values)) == (a == b)
 
 
-@each_grid
+@each_of_one_level
 def test_the_same_integers_in_another_shape_are_another_tensor(grid):
     q = random_tensor(grid, out=4, blocks=2)
     zero = None if q.zero is None else q.zero.reshape(2, 4)
@@ -139,7 +157,7 @@ def test_the_same_integers_on_another_grid_are_another_tensor():
     assert len({tensor_digest(NAME, QTensor(g, q.codes, q.scale, zero)) for g in alike}) == len(alike) >= 3
 
 
-@each_grid
+@each_of_one_level
 def test_the_layout_in_memory_and_the_type_that_holds_it_do_not_matter(grid):
     q = random_tensor(grid)
     expected = tensor_digest(NAME, q)

@@ -1,0 +1,14 @@
+"""4-bit K-quant: blocks of 32 with a 6-bit scale and minimum, super-blocks of 256; most of a Q4_K_M file."""
+
+from edgeqaf.grid import Grid, Levels, Zero
+
+grid = Grid(
+    name="q4_k",
+    bits=4,
+    lo=0,
+    hi=15,
+    block=32,
+    zero=Zero.OFFSET,
+    source="ggml-quants.c dequantize_row_q4_K: y = (d * sc) * q - (dmin * m)",
+    levels=Levels(256, scale=(0, 63), zero=(0, 63)),
+)
