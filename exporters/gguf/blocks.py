@@ -66,7 +66,9 @@ def unpack(raw: bytes | memoryview, grid: Grid, shape: tuple[int, int]) -> QTens
     for coding in others:
         codes |= coding.read(blocks)
     parts = {part: blocks[FIELDS[part]] for part in dtypes(grid) if part in FIELDS}
-    parts[CODES] = (codes.view(np.int8) - np.int8(carrier.shift) if carrier.shift else codes.view(np.int8)).reshape(shape)
+    parts[CODES] = (codes.view(np.int8) - np.int8(carrier.shift) if carrier.shift else codes.view(np.int8)).reshape(
+        shape
+    )
     if layout.scales is not None:
         scales, mins = layout.scales.unpack(blocks["scales"])
         parts["scales"] = scales.view(np.int8).reshape(shape[0], -1)

@@ -78,8 +78,7 @@ class Trits:
         runs = []
         for field, first, count, trits in self.RUNS:
             byte = blocks[field][..., first : first + count]
-            for i in range(trits):
-                runs.append((byte * np.uint8(3**i)).astype(np.uint16) * 3 >> 8)
+            runs += [(byte * np.uint8(3**i)).astype(np.uint16) * 3 >> 8 for i in range(trits)]
         return np.concatenate(runs, -1).astype(np.uint8)
 
 

@@ -49,6 +49,8 @@ class Part:
 
 def refuses(grid: Grid) -> str | None:
     """Why ONNX cannot carry ``grid``, or None."""
+    if grid.levels is not None:
+        return "its scales are products of two levels, which ONNX would hold as floats, and not know apart again"
     if grid.bits not in TYPES:
         return f"codes of {grid.bits} bits; ONNX carries {', '.join(map(str, TYPES))}"
     low, high = (-128, 127) if grid.bits == 8 else (0, 2**grid.bits - 1)

@@ -52,22 +52,24 @@ def random_tensor(rng: np.random.Generator, grid_name: str, shape: tuple[int, in
 
 def tiny(folder: Path, grid: str) -> QModel:
     rng = np.random.default_rng(7)
-    h, kv, ff = CONFIG["hidden_size"], 32, CONFIG["intermediate_size"]
+    config = CONFIG | {"hidden_size": max(CONFIG["hidden_size"], plugins.find("grids", grid).unit)}
+    h, ff = config["hidden_size"], config["intermediate_size"]
+    kv = h // 2
     linears = {"self_attn.q": (h, h), "self_attn.k": (kv, h), "self_attn.v": (kv, h), "self_attn.o": (h, h)}
     linears |= {"mlp.gate": (ff, h), "mlp.up": (ff, h), "mlp.down": (h, ff)}
     tensors: dict[str, Tensor] = {
         "model.embed_tokens.weight": rng.standard_normal((96, h)).astype(np.float32),
         "model.norm.weight": rng.standard_normal(h).astype(np.float32),
     }
-    for layer in range(CONFIG["num_hidden_layers"]):
+    for layer in range(config["num_hidden_layers"]):
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"model.layers.{layer}.{norm}.weight"] = rng.standard_normal(h).astype(np.float32)
         for name, shape in linears.items():
             fits = plugins.find("grids", grid).fits(shape[1])
             value = random_tensor(rng, grid, shape) if fits else rng.standard_normal(shape).astype(np.float32)
             tensors[f"model.layers.{layer}.{name}_proj.weight"] = value
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    return QModel(CONFIG, tensors, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return QModel(config, tensors, folder)
 
 
 @pytest.fixture(scope="module", params=GRIDS)
@@ -167,17 +169,17 @@ def test_onnx_accepts_it(exported: tuple[QModel, Path]):
 
 
 def test_interface_is_what_loaders_expect(exported: tuple[QModel, Path]):
-    _, path = exported
+    model, path = exported
     loaded = onnx.load(path / "model.onnx", load_external_data=False).graph
     cache = [f"{i}.{part}" for i in range(2) for part in ("key", "value")]
     assert [i.name for i in loaded.input][:3] == ["input_ids", "attention_mask", "position_ids"]
     assert [i.name for i in loaded.input][3:] == [f"past_key_values.{c}" for c in cache]
     assert [o.name for o in loaded.output] == ["logits", *(f"present.{c}" for c in cache)]
     genai = json.loads((path / "genai_config.json").read_text())
-    decoder = genai["model"]["decoder"]
+    decoder, head = genai["model"]["decoder"], model.config["hidden_size"] // 4
     assert decoder["inputs"]["position_ids"] == "position_ids"
     assert decoder["session_options"]["session.qdq_matmulnbits_accuracy_level"] == "1"
-    assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (16, 2, 2)
+    assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (head, 2, 2)
     assert (genai["model"]["eos_token_id"], genai["model"]["pad_token_id"]) == (2, 2)
     assert genai["search"]["past_present_share_buffer"] is False
 
@@ -186,7 +188,7 @@ def test_codes_are_stored_unchanged_and_a_tied_head_once(exported: tuple[QModel,
     model, path = exported
     loaded = onnx.load(path / "model.onnx", load_external_data=False)
     held = {t.name: list(t.dims) for t in loaded.graph.initializer if t.external_data}
-    assert [n for n, dims in held.items() if sorted(dims) == [64, 96]] == ["model.embed_tokens.weight"]
+    assert [n for n, dims in held.items() if dims == [96, model.config["hidden_size"]]] == ["model.embed_tokens.weight"]
     users = [node.op_type for node in loaded.graph.node if "model.embed_tokens.weight" in node.input]
     assert sorted(users) == ["Gather", "Transpose"]
     full = {t.name: t for t in onnx.load(path / "model.onnx").graph.initializer}

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from samples import ALL, EVERY, GRIDS, bits, random_tensor
+from samples import EVERY, GRIDS, bits, random_tensor
 
 from edgeqaf import __version__, checkpoint
 from edgeqaf.checkpoint import MANIFEST, WEIGHTS, QModel, load, save, verify

@@ -60,7 +60,11 @@ def test_numpy_and_torch_fold_to_the_same_bits(grid, dtype):
     rng = np.random.default_rng(1)
     q = random_tensor(grid, out=64)
     codes = rng.integers(-300, 301, q.shape).astype(np.int16)
-    zero = None if Slot.ZERO not in grid.slots else (rng.normal(0, 20, q.zero.shape) * 2.0 ** rng.integers(-20, 4, q.zero.shape))
+    zero = (
+        None
+        if Slot.ZERO not in grid.slots
+        else (rng.normal(0, 20, q.zero.shape) * 2.0 ** rng.integers(-20, 4, q.zero.shape))
+    )
     zero = None if zero is None else zero.astype(np.float32)
     ours = fold(q, Delta(codes, zero))
     on_torch = to_torch(q)
