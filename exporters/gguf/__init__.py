@@ -23,12 +23,13 @@ from edgeqaf.grid import Grid, Zero
 from edgeqaf.protocols import Stored, StoredAs
 from edgeqaf.qtensor import QTensor
 from edgeqaf.source import HEAD
-from exporters.gguf.artifact import CARRIED, StoredTensors, permuted, refuse_as_base
+from exporters.gguf import families
+from exporters.gguf.artifact import CARRIED, StoredTensors, refuse_as_base
 from exporters.gguf.blocks import CARRIERS, pack
 from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, seal
 from exporters.gguf.layouts import F32, F32_FILE
-from exporters.gguf.metadata import check_architecture, dimensions, model_metadata, rope_factors
-from exporters.gguf.names import ROPE_FACTORS, Place, places
+from exporters.gguf.metadata import model_metadata
+from exporters.gguf.places import Place
 from exporters.gguf.tokenizer import tokenizer_metadata
 
 FLOAT32 = "float32"  # what a manifest calls the grid of a float tensor
@@ -41,7 +42,7 @@ class Plan:
     header: bytes
     infos: list[TensorInfo]
     places: list[Place]
-    factors: Floats | None
+    factors: Mapping[str, Floats]
 
     @property
     def size(self) -> int:
@@ -77,8 +78,8 @@ class GGUF:
         with open(path, "xb") as file:
             file.write(plan.header)
             infos = iter(plan.infos)
-            if plan.factors is not None:
-                _write(file, plan.factors, next(infos))
+            for factors in plan.factors.values():
+                _write(file, factors, next(infos))
             for place, info in zip(plan.places, infos, strict=True):
                 _write(file, _in_file_form(model.tensors[place.logical], place), info)
 
@@ -95,21 +96,23 @@ exporter = GGUF()
 
 
 def _plan(model: QModel) -> Plan:
-    check_architecture(model.config)
-    sizes = dimensions(model.config)
+    family = families.of_config(model.config)
+    family.check(model.config)
+    sizes = family.dimensions(model.config)
     grids, shapes = _outline(model)
     if sizes.layers > len(grids):
         raise Refused(f"config.json: {sizes.layers} layers in {len(grids)} tensors", "fetch the model again")
-    wanted = list(places(sizes, tied=HEAD not in grids))
+    wanted = list(family.places(sizes, tied=HEAD not in grids))
     unplaced = sorted(set(grids) ^ {place.logical for place in wanted})
     if unplaced:
         state = "has no place in" if unplaced[0] in grids else "is missing for"
         raise Refused(
-            f"{unplaced[0]} {state} a Llama model of {sizes.layers} layers ({len(unplaced)} such tensors)",
-            "config.json and the tensors must belong to one Llama model without biases",
+            f"{unplaced[0]} {state} a {model.config['model_type']} model of {sizes.layers} layers in GGUF "
+            f"({len(unplaced)} such tensors)",
+            "config.json and the tensors must belong to one model",
         )
-    factors = rope_factors(model.config)
-    entries = [] if factors is None else [(ROPE_FACTORS, factors.shape, F32, factors.nbytes)]
+    factors = family.factors(model.config)
+    entries = [(name, values.shape, F32, values.nbytes) for name, values in factors.items()]
     weights: Counter[int] = Counter()
     for place in wanted:
         grid = grids[place.logical]
@@ -117,7 +120,7 @@ def _plan(model: QModel) -> Plan:
         if grid in CARRIERS:
             weights[CARRIERS[grid].layout.file_type] += prod(place.shape)
     file_type = weights.most_common(1)[0][0] if weights else F32_FILE
-    metadata = model_metadata(model.config, file_type)
+    metadata = model_metadata(family, model.config, file_type)
     metadata |= tokenizer_metadata(model.folder, model.config, sizes.vocab)
     metadata |= _carried((place.stored, grids[place.logical]) for place in wanted)
     infos = describe_tensors(entries)
@@ -165,8 +168,7 @@ def _type_and_size(place: Place, grid: str, shape: tuple[int, ...]) -> tuple[int
 
 
 def _in_file_form(tensor: Tensor, place: Place) -> NDArray[Any]:
-    stored = Stored(tensor, place.stored, place.rows)
-    tensor = permuted(tensor, stored.in_file_order)
+    tensor = place.to_file(tensor)
     return pack(tensor) if isinstance(tensor, QTensor) else tensor.astype("<f4", copy=False)
 
 

@@ -1,25 +1,24 @@
 """Reading exported files back, and telling what a foreign GGUF file holds. Both take untrusted files."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeqaf import plugins
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
-from edgeqaf.parts import join, split
 from edgeqaf.protocols import Stored
-from edgeqaf.qtensor import QTensor, check
+from edgeqaf.qtensor import check
+from exporters.gguf import families
 from exporters.gguf.blocks import CARRIERS, unpack
 from exporters.gguf.container import TensorInfo, padded
+from exporters.gguf.family import OUTPUT
 from exporters.gguf.layouts import F32, LAYOUTS
-from exporters.gguf.metadata import dimensions_in
-from exporters.gguf.names import OUTPUT, ROPE_FACTORS, Place, places
+from exporters.gguf.places import Place
 from exporters.gguf.reader import Contents, check_seal, parse
 
 CARRIED = "edgeqaf.carried."  # metadata key: this and a grid's name; value: the tensors stored in another's type
@@ -51,28 +50,19 @@ class StoredTensors(Mapping[str, Stored]):
         raw = self._contents.read(self._contents.start + info.offset, padded(info.size))
         if any(raw[info.size :]):
             raise Refused(f"{where} is followed by padding that is not zero", AGAIN)
-        stored = Stored(_tensor(raw[: info.size], info, self._grids.get(info.name), where), place.stored, place.rows)
-        return Stored(permuted(stored.tensor, stored.in_logical_order), stored.name, stored.rows)
-
-
-def permuted(tensor: Tensor, order: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
-    """``tensor`` with its rows reordered, codes and parameters together."""
-    if not isinstance(tensor, QTensor):
-        return order(tensor)
-    return join(tensor.grid, {part: order(array) for part, array in split(tensor).items()})
+        tensor = _tensor(raw[: info.size], info, self._grids.get(info.name), where)
+        return Stored(place.from_file(tensor), place.stored, place.rows)
 
 
 def _places(contents: Contents) -> list[Place]:
     """Where each tensor of the model is, provided the file has exactly the tensors its metadata implies."""
     path, tensors = contents.path, contents.tensors
-    architecture = _architecture(contents)
-    if architecture != "llama":
-        raise Refused(f"{path}: architecture {architecture!r} is not llama", AGAIN)
-    sizes = dimensions_in(contents.metadata)
+    family = families.of_file(contents.metadata)
+    sizes = family.dimensions_in(contents.metadata)
     if sizes.layers > len(tensors):
         raise Refused(f"{path}: {sizes.layers} layers in {len(tensors)} tensors", AGAIN)
-    found = list(places(sizes, tied=OUTPUT not in tensors))
-    unplaced = sorted((set(tensors) - {ROPE_FACTORS}) ^ {place.stored for place in found})
+    found = list(family.places(sizes, tied=OUTPUT not in tensors))
+    unplaced = sorted((set(tensors) - set(family.factor_names)) ^ {place.stored for place in found})
     if unplaced:
         state = "is not part of" if unplaced[0] in tensors else "is missing from"
         raise Refused(f"{path}: {unplaced[0]} {state} this model", AGAIN)

@@ -11,7 +11,8 @@ from edgeqaf.qtensor import QTensor, check, decode
 from edgeqaf.report import compare_bits
 from exporters.gguf import exporter
 from exporters.gguf.blocks import CARRIERS, LAYOUTS, pack, unpack
-from exporters.gguf.names import Dimensions, places
+from exporters.gguf.families.llama import family
+from exporters.gguf.places import Dimensions
 
 CARRIED = [name for name in plugins.names("grids") if exporter.refuses(plugins.find("grids", name)) is None]
 # one block of each type, written by hand: scale 1.5 (0x3e00), offset -2.0 (0xc000)
@@ -163,8 +164,8 @@ def test_a_grid_without_a_block_type_is_refused_by_name():
 
 
 def test_q_and_k_rows_are_interleaved_as_llama_cpp_wants_them():
-    d = Dimensions(layers=1, hidden=8, feed_forward=8, heads=3, kv_heads=2, head_dim=6, vocab=8)
-    by_name = {p.stored: p for p in places(d, tied=True)}
+    d = Dimensions(layers=1, hidden=8, feed_forward=8, heads=3, kv_heads=2, head_dim=6, rotary=6, vocab=8)
+    by_name = {p.stored: p for p in family.places(d, tied=True)}
     for name, heads in (("attn_q", 3), ("attn_k", 2)):
         place = by_name[f"blk.0.{name}.weight"]
         w = np.arange(place.shape[0])

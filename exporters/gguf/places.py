@@ -1,0 +1,91 @@
+"""Where a tensor of the model is in a file, and what is done to it on the way there and back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.digest import Floats, Tensor
+from edgeqaf.errors import Refused
+from edgeqaf.parts import join, split
+from edgeqaf.protocols import Stored
+from edgeqaf.qtensor import QTensor
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes of a decoder. rotary: how many of a head's dimensions are rotated."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: int
+    vocab: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor.
+
+    logical, stored:   its name in a Hugging Face checkpoint, and in the file.
+    shape:             the same in both.
+    interleaved_heads: heads whose rows are interleaved in the file, or 0. llama.cpp rotates neighbouring
+                       pairs of a head's rows (RoPE "norm"), Hugging Face the two halves: row ``2 i + j`` of a
+                       head in the file is logical row ``j head_dim / 2 + i`` (llama.cpp conversion/llama.py,
+                       LlamaModel.permute). Whole rows move, codes and scales together.
+    added:             what a float tensor's values in the file have on top of the logical ones.
+    """
+
+    logical: str
+    stored: str
+    shape: tuple[int, ...]
+    interleaved_heads: int = 0
+    added: float = 0.0
+
+    @property
+    def rows(self) -> NDArray[np.int64] | None:
+        """`edgeqaf.protocols.Stored.rows`: row i of the file holds logical row rows[i]."""
+        if not self.interleaved_heads:
+            return None
+        rows = np.arange(self.shape[0], dtype=np.int64)
+        return rows.reshape(self.interleaved_heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+    def within(self, logical: str, stored: str) -> "Place":
+        """The same with a prefix before either name."""
+        return replace(self, logical=logical + self.logical, stored=stored + self.stored)
+
+    def to_file(self, tensor: Tensor) -> Tensor:
+        """The logical tensor as the file holds it; Refused where its values could not be told from the file's."""
+        moved = permuted(tensor, Stored(tensor, self.stored, self.rows).in_file_order)
+        if not self.added:
+            return moved
+        values = self._float(moved)
+        shifted = values + np.float32(self.added)
+        if ((shifted - np.float32(self.added)).view(np.uint32) != values.view(np.uint32)).any():
+            raise Refused(
+                f"{self.logical}: GGUF stores {self.added:g} + its values, which rounds some of them",
+                "quantize the float model again; edgeqaf drops what rounds off when it reads one",
+            )
+        return shifted
+
+    def from_file(self, tensor: Tensor) -> Tensor:
+        """The inverse of `to_file`."""
+        moved = permuted(tensor, Stored(tensor, self.stored, self.rows).in_logical_order)
+        return self._float(moved) - np.float32(self.added) if self.added else moved
+
+    def _float(self, tensor: Tensor) -> Floats:
+        if isinstance(tensor, QTensor):
+            raise Refused(f"{self.logical} is on grid {tensor.grid.name}", "keep vectors in float")
+        return tensor
+
+
+def permuted(tensor: Tensor, order: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
+    """``tensor`` with its rows reordered, codes and parameters together."""
+    if not isinstance(tensor, QTensor):
+        return order(tensor)
+    return join(tensor.grid, {part: order(array) for part, array in split(tensor).items()})
