@@ -11,10 +11,8 @@ from pathlib import Path
 from edgeqaf.digest import file_sha256
 
 CONFIG = "config.json"
-# What a model folder carries beside its weights; each is opaque to us and copied as it is.
-COMPANIONS = (
-    CONFIG,
-    "generation_config.json",
+FRAME = "gguf_frame.safetensors"  # of a model that came as a GGUF file: see exporters.gguf.frame
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -24,6 +22,8 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
 )
+# What a model folder carries beside its weights; each is opaque to us and copied as it is.
+COMPANIONS = (CONFIG, "generation_config.json", *TOKENIZER_FILES, FRAME)
 QUANT_METHOD = "edgeqaf"
 QUANTIZATION = "quantization_config"
 LINE = f'\n "{QUANTIZATION}": {{"quant_method": "{QUANT_METHOD}"}},'.encode()

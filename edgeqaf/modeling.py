@@ -10,8 +10,9 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
-from edgeqaf.nn import QLinear
+from edgeqaf.ends import place
 from edgeqaf.qtensor import QTensor
+from edgeqaf.source import EMBEDDING, HEAD, is_linear
 
 
 def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -30,16 +31,21 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
                 "config.json and the tensors must belong to one model",
             )
         path, _, leaf = name.rpartition(".")
-        parent, _, child = path.rpartition(".")
         tensor = tensors[name]
         if isinstance(tensor, QTensor):
             bias = tensors.get(f"{path}.bias")
-            layer = QLinear(tensor, None if bias is None or isinstance(bias, QTensor) else torch.from_numpy(bias))
-            setattr(model.get_submodule(parent), child, layer)
+            linear = is_linear(config["model_type"], name)
+            place(
+                model, name, tensor, linear=linear,
+                bias=None if bias is None or isinstance(bias, QTensor) else torch.from_numpy(bias),
+            )  # fmt: skip
+            if name == EMBEDDING and HEAD not in tensors:  # the head reads the same integers
+                place(model, HEAD, tensor, linear=False)
         else:
             value = nn.Parameter(torch.from_numpy(tensor.copy()), requires_grad=False)
             setattr(model.get_submodule(path), leaf, value)
-    model.tie_weights()
+    if not isinstance(tensors.get(EMBEDDING), QTensor):
+        model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise Refused(

@@ -6,7 +6,7 @@ one tile. The weight is built in float32 and cast once to the type the activatio
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,7 @@ class QLinear(nn.Module):
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+    tunable: ClassVar[bool] = True
 
     def __init__(self, q: QTensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -180,8 +181,9 @@ class QLinear(nn.Module):
 
 
 def qlinears(model: nn.Module) -> dict[str, QLinear]:
-    """The quantized layers of ``model`` by tensor name (``model.layers.0.mlp.up_proj.weight``), sorted."""
-    found = {f"{name}.weight": layer for name, layer in model.named_modules() if isinstance(layer, QLinear)}
+    """The layers of ``model`` that can be tuned, by tensor name (``model.layers.0.mlp.up_proj.weight``), sorted."""
+    modules = model.named_modules()
+    found = {f"{name}.weight": layer for name, layer in modules if isinstance(layer, QLinear) and layer.tunable}
     return dict(sorted(found.items()))
 
 

@@ -9,25 +9,33 @@ from edgeqaf.options import DryRun, Force, Json, Output, claim
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="Float model: a folder in the Hugging Face layout.")],
+    model: Annotated[
+        Path, typer.Argument(help="Float model (a folder in the Hugging Face layout), or a GGUF file to import.")
+    ],
     output: Output,
     grid: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Grid of the linear weights: q4_0, q4_1, q8_0, uint4; for study q3_0, q2_0, q3_1, q2_1, uint3, uint2."
+            help="Grid of the linear weights: q4_0, q4_1, q8_0, uint4; for study q3_0, q2_0, q3_1, q2_1, uint3, uint2. "
+            "Default: q4_0; a GGUF file keeps the grids it has."
         ),
-    ] = "q4_0",
+    ] = None,
     quantizer: Annotated[str, typer.Option(help="How codes and scales are chosen.")] = "rtn",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder to take the tokenizer of a GGUF file from, where it is not known here.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Quantize a float model onto a grid: the base that an adapter is trained on."""
-    from edgeqaf import plugins, quantize
+    from edgeqaf import quantize
     from edgeqaf.console import emit, say, table
 
     if model.suffix == ".gguf":
-        plugins.find("exporters", "gguf").refuse_as_base(model, plugins.find("grids", grid))
+        _import(model, output, grid, tokenizer, force=force, json=json)
+        return
+    grid = grid or "q4_0"
     planned = quantize.plan(model, grid)
     if dry_run:
         table("Plan", ("tensor", "shape", "stored as"), planned.rows())
@@ -44,3 +52,24 @@ def command(
     say(f"next: edgeqaf finetune {output} --data train.jsonl -o run")
     if json:
         emit({"output": str(output), "root": base.root, "grid": grid, "weights": weights, "misfits": planned.misfits})
+
+
+def _import(file: Path, output: Path, grid: str | None, tokenizer: Path | None, *, force: bool, json: bool) -> None:
+    from collections import Counter
+
+    from edgeqaf.console import emit, say
+    from edgeqaf.errors import UsageError
+    from edgeqaf.imported import import_base
+
+    if grid is not None:
+        raise UsageError(f"--grid {grid} is for float models", "leave it out: a GGUF file keeps the grids it has")
+    claim(output, "base", force)
+    base = import_base(file, output, tokenizer, force=force)
+    weights = Counter[str]()
+    for _, q in base.quantized():
+        weights[q.grid.name] += q.size
+    shares = ", ".join(f"{count:,} on {name}" for name, count in weights.most_common())
+    say(f"{output}: {sum(weights.values()):,} weights ({shares}), root {base.root[:12]}")
+    say(f"next: edgeqaf finetune {output} --data train.jsonl -o run")
+    if json:
+        emit({"output": str(output), "root": base.root, "weights": dict(weights)})

@@ -3,7 +3,8 @@
 Quantized tensors go straight from codes to blocks and back; every other tensor is written as
 float32, which holds any checkpoint's floats exactly. Grids that ggml has no type for travel in one
 that has their weights among its own (`blocks`), and the metadata names them. The bytes depend on the
-model alone: no name, date or path is among them.
+model alone: no name, date or path is among them. A model that came as a GGUF file goes back into that
+file's own frame (`frame`): nothing differs from it but the codes that were tuned.
 """
 
 from collections import Counter
@@ -11,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NoReturn
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.checkpoint import QModel
+from edgeqaf.companions import FRAME
 from edgeqaf.digest import Floats, Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
@@ -24,9 +26,11 @@ from edgeqaf.protocols import Stored, StoredAs
 from edgeqaf.qtensor import QTensor
 from edgeqaf.source import HEAD
 from exporters.gguf import families
-from exporters.gguf.artifact import CARRIED, StoredTensors, refuse_as_base
+from exporters.gguf.artifact import CARRIED, StoredTensors
+from exporters.gguf.base import open_base
 from exporters.gguf.blocks import CARRIERS, pack
 from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, seal
+from exporters.gguf.frame import Frame
 from exporters.gguf.layouts import F32, F32_FILE
 from exporters.gguf.metadata import model_metadata
 from exporters.gguf.places import Place
@@ -71,9 +75,15 @@ class GGUF:
 
     def plan(self, model: QModel) -> int:
         """The exact size of the file in bytes."""
-        return _plan(model).size
+        frame = _frame(model)
+        return _plan(model).size if frame is None else frame.size
 
     def export(self, model: QModel, path: Path) -> None:
+        frame = _frame(model)
+        if frame is not None:
+            with open(path, "xb") as file:
+                frame.write(model, file)
+            return
         plan = _plan(model)
         with open(path, "xb") as file:
             file.write(plan.header)
@@ -84,15 +94,24 @@ class GGUF:
                 _write(file, _in_file_form(model.tensors[place.logical], place), info)
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
-        """Every logical tensor of a file this exporter wrote, from the file alone; all are checked first."""
-        return StoredTensors(path)
+        """Every logical tensor of a file, from the file alone; all are checked first."""
+        return StoredTensors(path).check_all()
 
-    def refuse_as_base(self, path: Path, grid: Grid) -> NoReturn:
-        """Say why a GGUF file cannot be quantized onto ``grid``; any GGUF file is read for it."""
-        refuse_as_base(path, grid)
+    def open_base(self, path: Path, folder: Path, tokenizer: Path | None = None) -> QModel:
+        """The model in any GGUF file, to be tuned; see `exporters.gguf.base`."""
+        return open_base(path, folder, tokenizer)
 
 
 exporter = GGUF()
+
+
+def _frame(model: QModel) -> Frame | None:
+    """The frame of the file that the model came from, if it came from one and still has its grids."""
+    if not (model.folder / FRAME).is_file():
+        return None
+    frame = Frame(model.folder)
+    frame.require(_outline(model)[0])
+    return frame
 
 
 def _plan(model: QModel) -> Plan:

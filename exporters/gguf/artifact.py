@@ -1,63 +1,81 @@
-"""Reading exported files back, and telling what a foreign GGUF file holds. Both take untrusted files."""
+"""The logical tensors of a GGUF file, ours or another maker's. Files are untrusted."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
-
-import numpy as np
 
 from edgeqaf import plugins
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
-from edgeqaf.grid import Grid
 from edgeqaf.protocols import Stored
 from edgeqaf.qtensor import check
 from exporters.gguf import families
 from exporters.gguf.blocks import CARRIERS, unpack
-from exporters.gguf.container import TensorInfo, padded
-from exporters.gguf.family import OUTPUT
-from exporters.gguf.layouts import F32, LAYOUTS
+from exporters.gguf.container import TensorInfo
+from exporters.gguf.family import OUTPUT, Family
+from exporters.gguf.floats import TYPES, widen
+from exporters.gguf.layouts import LAYOUTS
 from exporters.gguf.places import Place
 from exporters.gguf.reader import Contents, check_seal, parse
 
 CARRIED = "edgeqaf.carried."  # metadata key: this and a grid's name; value: the tensors stored in another's type
-SIZES = {F32: (1, 4)} | {x.ggml_type: (x.weights, x.block.itemsize) for x in LAYOUTS.values()}
-AGAIN = "the file was damaged or not made by this exporter; export it again"
+SIZES = {kind: (1, dtype.itemsize) for kind, dtype in TYPES.items()}
+SIZES |= {x.ggml_type: (x.weights, x.block.itemsize) for x in LAYOUTS.values()}
+AGAIN = "the file is damaged or of an unknown kind; export or fetch it again"
 
 
 class StoredTensors(Mapping[str, Stored]):
-    """The logical tensors of an exported file: all checked at the start, then read as they are asked for."""
+    """The logical tensors of a file, each read and checked when it is asked for.
+
+    contents, family: its header, and the architecture it names. Raises Refused for a file whose tensors are not
+    those that its metadata implies, or that has types without a grid.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._contents = parse(path, SIZES)
-        check_seal(self._contents)
-        self._places = {place.logical: place for place in _places(self._contents)}
-        self._grids = _grids(self._contents)
-        for name in self._places:
+        self.contents = open_contents(path)
+        check_seal(self.contents)
+        self.family = families.of_file(self.contents.metadata)
+        self.places = {place.logical: place for place in places_in(self.contents, self.family)}
+        self._grids = _grids(self.contents)
+
+    def check_all(self) -> "StoredTensors":
+        """Read every tensor once; raises Refused for the first that is not on its grid."""
+        for name in self:
             self[name]
+        return self
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def __getitem__(self, name: str) -> Stored:
-        place = self._places[name]
-        info = self._contents.tensors[place.stored]
-        where = f"{self._contents.path}: {info.name}"
-        raw = self._contents.read(self._contents.start + info.offset, padded(info.size))
-        if any(raw[info.size :]):
-            raise Refused(f"{where} is followed by padding that is not zero", AGAIN)
-        tensor = _tensor(raw[: info.size], info, self._grids.get(info.name), where)
+        place = self.places[name]
+        info = self.contents.tensors[place.stored]
+        where = f"{self.contents.path}: {info.name}"
+        tensor = _tensor(self.contents.raw(info), info, self._grids.get(info.name), where)
         return Stored(place.from_file(tensor), place.stored, place.rows)
 
 
-def _places(contents: Contents) -> list[Place]:
+def open_contents(path: Path) -> Contents:
+    """The header of a file of which every tensor has a type that is read here."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    contents = parse(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
+    for name, info in contents.tensors.items():
+        if info.type not in SIZES:
+            known = ", ".join(GGMLQuantizationType(kind).name for kind in sorted(SIZES))
+            raise Refused(
+                f"{path}: {name} is {GGMLQuantizationType(info.type).name}, for which there is no grid; known: {known}",
+                "take a file of the model in one of those types (Q4_K_M, say), or quantize it anew",
+            )
+    return contents
+
+
+def places_in(contents: Contents, family: Family) -> list[Place]:
     """Where each tensor of the model is, provided the file has exactly the tensors its metadata implies."""
     path, tensors = contents.path, contents.tensors
-    family = families.of_file(contents.metadata)
     sizes = family.dimensions_in(contents.metadata)
     if sizes.layers > len(tensors):
         raise Refused(f"{path}: {sizes.layers} layers in {len(tensors)} tensors", AGAIN)
@@ -75,7 +93,7 @@ def _places(contents: Contents) -> list[Place]:
 
 def _grids(contents: Contents) -> dict[str, str]:
     """Stored name -> grid of each quantized tensor: its block type's own, unless the metadata names another."""
-    grids = {name: LAYOUTS[info.type].grid for name, info in contents.tensors.items() if info.type != F32}
+    grids = {name: LAYOUTS[info.type].grid for name, info in contents.tensors.items() if info.type in LAYOUTS}
     for key, value in contents.metadata.items():
         if not key.startswith(CARRIED):
             continue
@@ -90,16 +108,12 @@ def _grids(contents: Contents) -> dict[str, str]:
     return grids
 
 
-def _tensor(raw: bytes, info: TensorInfo, grid: str | None, name: str) -> Tensor:
+def _tensor(raw: memoryview, info: TensorInfo, grid: str | None, name: str) -> Tensor:
     if grid is not None:
         if len(info.shape) != 2:
             raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)
         return check(unpack(raw, plugins.find("grids", grid), (info.shape[0], info.shape[1])), name)
-    values = np.frombuffer(raw, "<f4").reshape(info.shape)
-    if not np.isfinite(values).all():
-        index = [int(i[0]) for i in np.nonzero(~np.isfinite(values))]
-        raise Refused(f"{name}{index} is {values[tuple(index)]}", AGAIN)
-    return values.astype(np.float32)
+    return widen(raw, info.type, info.shape, name)
 
 
 @dataclass(frozen=True)
@@ -117,17 +131,6 @@ def describe(path: Path) -> Description:
     contents = parse(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
     tensors = {n: (GGMLQuantizationType(info.type).name, info.shape) for n, info in contents.tensors.items()}
     return Description(_architecture(contents), tensors)
-
-
-def refuse_as_base(path: Path, grid: Grid) -> NoReturn:
-    """Say why a GGUF file cannot be quantized, naming the first matrix that does not fit ``grid`` either."""
-    found = describe(path)
-    cause = f"{path} is a GGUF file ({found.architecture}, {len(found.tensors)} tensors); importing GGUF is not offered"
-    for name, (_, shape) in found.tensors.items():
-        if name.startswith("blk.") and len(shape) == 2 and not grid.fits(shape[1]):
-            cause += f", and the rows of {shape[1]} in {name} do not divide into {grid.name}'s blocks of {grid.block}"
-            break
-    raise Refused(cause, "pass the Hugging Face folder that the file was converted from (config.json, *.safetensors)")
 
 
 def _architecture(contents: Contents) -> str:

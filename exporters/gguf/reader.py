@@ -36,18 +36,35 @@ from exporters.gguf.container import (
 MAX_HEADER, MAX_STRING, MAX_ARRAY, MAX_ENTRIES, MAX_NAME, MAX_DIMS = 10**8, 2**24, 2**22, 2**16, 63, 4
 MAX_ALIGNMENT = 2**20
 DAMAGED = "the file is damaged or not a GGUF file; export or fetch it again"
+HEX = re.compile(rb"[0-9a-f]{64}")
 PRINTABLE = re.compile(rb"[!-.0-~]+")  # printable ASCII without the slash
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A parsed header. start: where in the file the data begins, in bytes; stamp: which file it was."""
+    """A parsed header.
+
+    start, end: where in the file the data begins, and where the file ends, in bytes; stamp: which file it was.
+    """
 
     path: Path
     metadata: Mapping[str, Value]
     tensors: Mapping[str, TensorInfo]
+    alignment: int
     start: int
+    end: int
     stamp: tuple[int, ...]
+
+    def padding(self, info: TensorInfo) -> int:
+        """Bytes between a tensor and the next, or the end of the file, which need not be aligned."""
+        return min(padded(info.offset + info.size, self.alignment), self.end - self.start) - info.offset - info.size
+
+    def raw(self, info: TensorInfo) -> memoryview:
+        """A tensor's bytes; refuses padding after it that is not zero."""
+        data = memoryview(self.read(self.start + info.offset, info.size + self.padding(info)))
+        if any(data[info.size :]):
+            raise Refused(f"{self.path}: {info.name} is followed by padding that is not zero", DAMAGED)
+        return data[: info.size]
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the file that was parsed; refuses one that changed since, or ends before them."""
@@ -61,11 +78,20 @@ class Contents:
         return data
 
 
-def check_seal(contents: Contents) -> None:
-    """Refuse a header that was changed after `seal`, or never sealed."""
-    path, found = contents.path, contents.metadata.get(SEAL)
-    if found is None or not isinstance(found.data, bytes) or len(found.data) != len(BLANK):
-        raise Refused(f"{path} has no {SEAL}", "only files that edgeqaf exported are read back; export the model again")
+def check_seal(contents: Contents) -> bool:
+    """Whether the header is sealed; refuses one that was changed after `seal`.
+
+    A seal is the last value, 64 hex digits. Whatever key such a value has is held to be the seal's, so that damage to
+    the key cannot make a sealed file pass for one of another maker.
+    """
+    path, (key, found) = contents.path, next(reversed(contents.metadata.items()), ("", None))
+    ours = SEAL in contents.metadata
+    if not ours and not (found and isinstance(found.data, bytes) and HEX.fullmatch(found.data)):
+        return False
+    if key != SEAL or found is None or not isinstance(found.data, bytes) or len(found.data) != len(BLANK):
+        raise Refused(
+            f"{path}: its last metadata value is no {SEAL}", "the file was damaged or edited; export it again"
+        )
     header = contents.read(0, contents.start)
     expected = header_digest(header, found.data)
     if found.data != expected:
@@ -73,6 +99,7 @@ def check_seal(contents: Contents) -> None:
             f"{path}: {SEAL} is {found.data.decode('ascii', 'replace')}, the header's is {expected.decode()}",
             "the file was damaged or edited after export; export it again",
         )
+    return True
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -95,45 +122,51 @@ def _stamp(file: BinaryIO) -> tuple[int, ...]:
 def parse(path: Path, sizes: Mapping[int, tuple[int, int]]) -> Contents:
     """Read and validate the header of ``path``. sizes: ggml type -> (weights, bytes) per block."""
     with open_regular(path) as file:
-        reader = _Reader(file, path)
-        if reader.take(4, "magic") != MAGIC:
-            raise reader.refusal("the first four bytes are not GGUF")
-        version = reader.integer("<u4", "version")
-        if version != VERSION:
-            swapped = int.from_bytes(version.to_bytes(4, "little"), "big") == VERSION
-            raise reader.refusal(f"GGUF version {version}{' (big endian)' if swapped else ''}, this reads {VERSION}")
-        tensors = reader.count("tensor count", MAX_ENTRIES, 8 + 4 + 8 + 4 + 8)
-        entries = reader.count("metadata count", MAX_ENTRIES, 8 + 4 + 1)
-        metadata: dict[str, Value] = {}
-        for _ in range(entries):
-            key = reader.name("metadata key", MAX_STRING)
-            if key in metadata:
-                raise reader.refusal(f"metadata key {key} appears twice")
-            metadata[key] = reader.value(key)
-        alignment = reader.alignment(metadata.get("general.alignment"))
-        infos: dict[str, TensorInfo] = {}
-        end = 0
-        for _ in range(tensors):
-            info = reader.tensor(sizes, end)
-            if info.name in infos:
-                raise reader.refusal(f"tensor {info.name} appears twice")
-            infos[info.name] = info
-            end = padded(info.offset + info.size, alignment)
-        start = padded(reader.position, alignment)
-        reader.zeros(start - reader.position, "the padding after the header")
-        last = max((i.offset + i.size for i in infos.values()), default=0)
-        if start + last > reader.size or reader.size > start + end:
-            name = next(reversed(infos), "the header")
-            raise reader.refusal(f"{reader.size} bytes long, but {name} ends at byte {start + last}")
-        return Contents(path, metadata, infos, start, _stamp(file))
+        return parse_header(file, os.fstat(file.fileno()).st_size, path, sizes, _stamp(file))
+
+
+def parse_header(
+    file: BinaryIO, size: int, path: Path, sizes: Mapping[int, tuple[int, int]], stamp: tuple[int, ...] = ()
+) -> Contents:
+    """`parse` of the header that ``file`` begins with, of a file of ``size`` bytes; path is for messages."""
+    reader = _Reader(file, path, size)
+    if reader.take(4, "magic") != MAGIC:
+        raise reader.refusal("the first four bytes are not GGUF")
+    version = reader.integer("<u4", "version")
+    if version != VERSION:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big") == VERSION
+        raise reader.refusal(f"GGUF version {version}{' (big endian)' if swapped else ''}, this reads {VERSION}")
+    tensors = reader.count("tensor count", MAX_ENTRIES, 8 + 4 + 8 + 4 + 8)
+    entries = reader.count("metadata count", MAX_ENTRIES, 8 + 4 + 1)
+    metadata: dict[str, Value] = {}
+    for _ in range(entries):
+        key = reader.name("metadata key", MAX_STRING)
+        if key in metadata:
+            raise reader.refusal(f"metadata key {key} appears twice")
+        metadata[key] = reader.value(key)
+    alignment = reader.alignment(metadata.get("general.alignment"))
+    infos: dict[str, TensorInfo] = {}
+    end = 0
+    for _ in range(tensors):
+        info = reader.tensor(sizes, end)
+        if info.name in infos:
+            raise reader.refusal(f"tensor {info.name} appears twice")
+        infos[info.name] = info
+        end = padded(info.offset + info.size, alignment)
+    start = padded(reader.position, alignment)
+    reader.zeros(start - reader.position, "the padding after the header")
+    last = max((i.offset + i.size for i in infos.values()), default=0)
+    if start + last > size or size > start + end:
+        name = next(reversed(infos), "the header")
+        raise reader.refusal(f"{size} bytes long, but {name} ends at byte {start + last}")
+    return Contents(path, metadata, infos, alignment, start, size, stamp)
 
 
 class _Reader:
     """Forward reading with every length checked against what the file still has."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self.size = os.fstat(file.fileno()).st_size
+    def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
+        self._file, self._path, self.size = file, path, size
         self.position = 0
 
     def refusal(self, cause: str) -> Refused:

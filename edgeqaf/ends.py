@@ -1,0 +1,64 @@
+"""The two ends of a model, where a GGUF file has them quantized: embedding and head. They are read, never tuned."""
+
+import torch
+from torch import Tensor, nn
+
+from edgeqaf.nn import QLinear
+from edgeqaf.packed import Packed, pack
+from edgeqaf.qtensor import QTensor, decode
+
+
+class QHead(QLinear):
+    """A linear that no method is attached to."""
+
+    tunable = False
+
+
+class QEmbedding(nn.Module):
+    """Rows of a quantized matrix, decoded as they are looked up.
+
+    q: a numpy QTensor [tokens, hidden]. factor: what rows are multiplied by, as Gemma 3's embedding does; else None.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+    def __init__(self, q: QTensor, factor: Tensor | None = None) -> None:
+        super().__init__()
+        self.grid = q.grid
+        self.num_embeddings, self.embedding_dim = q.shape
+        self.register_buffer("codes", pack(torch.from_numpy(q.codes.copy()), q.grid), persistent=False)
+        self.register_buffer("scale", torch.from_numpy(q.scale.copy()), persistent=False)
+        zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
+        self.register_buffer("zero", zero, persistent=False)
+        self.register_buffer("factor", factor, persistent=False)
+
+    @property
+    def base(self) -> Packed:
+        """The matrix, packed."""
+        return Packed(self.grid, self.codes, self.scale, self.zero)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [...] -> float32 [..., hidden]."""
+        flat, zero = ids.reshape(-1), self.zero
+        some = Packed(self.grid, self.codes[flat], self.scale[flat], None if zero is None else zero[flat])
+        rows: Tensor = decode(some.whole()).view(*ids.shape, -1)
+        return rows if self.factor is None else rows * self.factor.to(rows.dtype)  # type: ignore[operator]
+
+
+def place(model: nn.Module, name: str, q: QTensor, *, linear: bool, bias: Tensor | None = None) -> nn.Module:
+    """Put the tensor ``name`` of a model in the place of its module, and return the module that holds it now.
+
+    linear: whether it is a linear of a decoder layer, which can be tuned.
+    """
+    path = name.removesuffix(".weight")
+    parent, _, child = path.rpartition(".")
+    former = model.get_submodule(path)
+    made: nn.Module
+    if isinstance(former, nn.Embedding):
+        made = QEmbedding(q, getattr(former, "embed_scale", None))
+    else:
+        made = (QLinear if linear else QHead)(q, bias)
+    setattr(model.get_submodule(parent), child, made)
+    return made

@@ -1,0 +1,85 @@
+"""What an imported GGUF file holds beside the tensors of its model, kept so that export gives the file back.
+
+The frame is a companion file of the model folder, opaque to everything else: the file's header byte for byte
+(metadata, tokenizer, chat template, names, types, offsets), its length, and tensors that are no parameters
+(rope factors). Export writes the header, then every tensor where and in the type that the header says.
+"""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from edgeqaf.checkpoint import QModel
+from edgeqaf.companions import FRAME
+from edgeqaf.errors import Refused
+from edgeqaf.qtensor import QTensor
+from exporters.gguf import families
+from exporters.gguf.artifact import SIZES, StoredTensors, places_in
+from exporters.gguf.blocks import pack
+from exporters.gguf.container import TensorInfo
+from exporters.gguf.floats import TYPES, narrow
+from exporters.gguf.layouts import LAYOUTS
+from exporters.gguf.reader import Contents, parse_header
+
+HEADER, LENGTH = "header", "length"
+AGAIN = "import the GGUF file again"
+
+
+def save_frame(stored: StoredTensors, folder: Path) -> None:
+    """Write the frame of a file into ``folder``."""
+    contents = stored.contents
+    factors = [info for name, info in contents.tensors.items() if name in stored.family.factor_names]
+    arrays = {info.name: np.frombuffer(contents.raw(info), np.uint8) for info in factors}
+    arrays[HEADER] = np.frombuffer(contents.read(0, contents.start), np.uint8)
+    arrays[LENGTH] = np.array([contents.end], "<u8")
+    save_file(arrays, folder / FRAME)
+
+
+class Frame:
+    """The frame of a model folder. contents: the header; size: of the whole file, in bytes."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / FRAME
+        try:
+            self._arrays: dict[str, NDArray[Any]] = load_file(path)
+            self._header = self._arrays[HEADER].tobytes()
+            self.size = int(self._arrays[LENGTH][0])
+        except (OSError, SafetensorError, KeyError, IndexError) as error:
+            raise Refused(f"{path}: {error}", AGAIN) from None
+        self.contents: Contents = parse_header(BytesIO(self._header), self.size, path, SIZES)
+        self._family = families.of_file(self.contents.metadata)
+        self._places = {place.stored: place for place in places_in(self.contents, self._family)}
+
+    def write(self, model: QModel, file: BinaryIO) -> None:
+        """Write the file with the tensors of ``model``, one at a time."""
+        file.write(self._header)
+        for name, info in self.contents.tensors.items():
+            raw = self._arrays.get(name)
+            data = self._in_file_form(model, info) if raw is None else raw
+            whole = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
+            if whole.nbytes != info.size:
+                raise Refused(f"{name} takes {whole.nbytes} bytes, {info.size} in the file it came from", AGAIN)
+            file.write(whole.data)
+            file.write(bytes(self.contents.padding(info)))
+
+    def require(self, grids: dict[str, str]) -> None:
+        """Refuse tensors (logical name -> grid) that are not the file's, or not on its grids."""
+        expected = {
+            place.logical: "float32" if (kind := self.contents.tensors[name].type) in TYPES else LAYOUTS[kind].grid
+            for name, place in self._places.items()
+        }
+        for name in sorted(grids.keys() | expected):
+            if grids.get(name) != expected.get(name):
+                raise Refused(
+                    f"{name} is {grids.get(name, 'missing')}, in the GGUF file it came from {expected.get(name)}", AGAIN
+                )
+
+    def _in_file_form(self, model: QModel, info: TensorInfo) -> NDArray[Any]:
+        place = self._places[info.name]
+        tensor = place.to_file(model.tensors[place.logical])
+        return pack(tensor) if isinstance(tensor, QTensor) else narrow(tensor, info.type, place.logical)
