@@ -9,8 +9,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from edgeqaf.digest import Tensor
-from edgeqaf.errors import Refused
 from edgeqaf.ends import place
+from edgeqaf.errors import Refused
 from edgeqaf.qtensor import QTensor
 from edgeqaf.source import EMBEDDING, HEAD, is_linear
 

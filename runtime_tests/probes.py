@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Floats
 from edgeqaf.grid import Zero
 from edgeqaf.protocols import Configuration, Form
-from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.qtensor import QTensor, Supers, decode
 
 HEIGHT = 127  # the largest 8-bit activation: an activation block with this maximum keeps its integers
 ROWS = 512  # probe rows fed at once
@@ -82,7 +82,11 @@ def batches(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
         x[np.arange(count), start + np.arange(count)] = height
         expected = answers[start : start + count]
         yield Batch("one-hot", x, expected, np.ones(expected.shape, bool))
-    for kind, probes in (("block", _block_probes(q, terms, rng)), ("spread", _spread_probes(q, rng))):
+    block = terms[0][0].integers.shape[-1]
+    families = {"block": _block_probes(inputs, block, terms, rng), "spread": _spread_probes(inputs, block, rng)}
+    if q.supers is not None:  # kernels add the terms of several blocks in either order: none of it may round
+        terms = [tuple(part for term in terms for part in term)]
+    for kind, probes in families.items():
         for start in range(0, len(probes), ROWS):
             x = probes[start : start + ROWS]
             rows = [exact(terms, row) for row in x]
@@ -94,6 +98,8 @@ def written_form(q: QTensor, configuration: Configuration) -> list[Term]:
     out, inputs = q.shape
     codes = q.codes.reshape(out, inputs // q.grid.block, q.grid.block).astype(np.float64)
     scale = q.scale.astype(np.float64)
+    if q.supers is not None and configuration.offset_form is Form.FUSED:
+        return _two_level_form(q, q.supers, codes)
     if q.grid.zero is Zero.OFFSET:
         assert q.zero is not None
         return _offset_form(q, codes, scale, configuration.offset_form)
@@ -115,6 +121,17 @@ def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, form: Form) -> list
     middle = (q.grid.lo + q.grid.hi + 1) // 2
     centred = q.zero + np.float32(middle) * q.scale  # rounded to float32, as the file stores it
     return [(Part(codes - middle, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
+
+
+def _two_level_form(q: QTensor, supers: Supers, codes: Doubles) -> list[Term]:
+    """``d * integer dot - dmin * integer sum`` over super-blocks, block scales and minima among the integers."""
+    shape = (*supers.d.shape, -1)
+    scales = supers.scales[..., None].astype(np.float64)
+    terms: list[Term] = [(Part(((codes - q.grid.centre) * scales).reshape(shape), supers.d.astype(np.float64)),)]
+    if supers.dmin is not None:
+        mins = np.broadcast_to(supers.mins[..., None].astype(np.float64), codes.shape)  # type: ignore[index]
+        terms.append((Part(mins.reshape(shape), -supers.dmin.astype(np.float64)),))
+    return terms
 
 
 def _one_hot_answers(q: QTensor, terms: list[Term], height: int) -> Floats:
@@ -157,9 +174,8 @@ def _certified(pieces: list[tuple[Doubles, Doubles, Part]], blocks: Doubles) -> 
     return together & all(part.summable for _, _, part in pieces)
 
 
-def _block_probes(q: QTensor, terms: list[Term], rng: np.random.Generator) -> Floats:
+def _block_probes(inputs: int, block: int, terms: list[Term], rng: np.random.Generator) -> Floats:
     """One probe a block: a 127, and as many other integers as the budget of a full 11-bit scale allows."""
-    inputs, block = q.shape[1], q.grid.block
     count = inputs // block
     sizes = [float(np.abs(part.integers).max()) for term in terms for part in term if part.summable]
     largest = max(sizes, default=0.0)
@@ -172,9 +188,8 @@ def _block_probes(q: QTensor, terms: list[Term], rng: np.random.Generator) -> Fl
     return x
 
 
-def _spread_probes(q: QTensor, rng: np.random.Generator) -> Floats:
+def _spread_probes(inputs: int, block: int, rng: np.random.Generator) -> Floats:
     """Probes over two or three blocks, a single 127 in each."""
-    inputs, block = q.shape[1], q.grid.block
     count = inputs // block
     x = np.zeros((SPREAD, inputs), np.float32)
     for row in x:

@@ -1,4 +1,4 @@
-"""A GGUF file opened as a model to tune: its integers as they are, a config.json and a tokenizer made from its metadata.
+"""A GGUF file opened as a model to tune: its integers as they are, config.json and tokenizer from its metadata.
 
 The tensors keep their bits: codes and block parameters in their grids, floats widened to float32. What transformers
 needs and a GGUF file says in other words is derived: config.json by the file's family, tokenizer.json by
@@ -89,7 +89,7 @@ def _factors(stored: StoredTensors) -> dict[str, Floats]:
 
 
 def _special_ids(metadata: Metadata) -> dict[str, Any]:
-    """Ids of special tokens as config.json names them; an id that is no token (4294967295 stands for none) is left out."""
+    """Ids of special tokens as config.json names them; one that is no token (4294967295 stands for none) is left out."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     count = len(tokens.data) if tokens and isinstance(tokens.data, list) else 0
     found = {}

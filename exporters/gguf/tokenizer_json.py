@@ -67,7 +67,8 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> tuple[Json, Json]:
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": ignore,
-        "vocab": {text: i for i, text in enumerate(tokens)}, "merges": [pair.split(" ", 1) for pair in _merges(metadata)],
+        "vocab": {text: i for i, text in enumerate(tokens)},
+        "merges": [pair.split(" ", 1) for pair in _merges(metadata)],
     }  # fmt: skip
     pieces = [_step(step) for step in steps]
     words = pieces[0] if len(pieces) == 1 else {"type": "Sequence", "pretokenizers": pieces}
