@@ -84,12 +84,10 @@ def batches(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
         yield Batch("one-hot", x, expected, np.ones(expected.shape, bool))
     block = terms[0][0].integers.shape[-1]
     families = {"block": _block_probes(inputs, block, terms, rng), "spread": _spread_probes(inputs, block, rng)}
-    if q.supers is not None:  # kernels add the terms of several blocks in either order: none of it may round
-        terms = [tuple(part for term in terms for part in term)]
     for kind, probes in families.items():
         for start in range(0, len(probes), ROWS):
             x = probes[start : start + ROWS]
-            rows = [exact(terms, row) for row in x]
+            rows = [exact(terms, row, mixed=len(terms) > 1 and q.supers is not None) for row in x]
             yield Batch(kind, x, np.stack([r[0] for r in rows]), np.stack([r[1] for r in rows]))
 
 
@@ -144,28 +142,35 @@ def _one_hot_answers(q: QTensor, terms: list[Term], height: int) -> Floats:
     return np.ascontiguousarray(total.reshape(q.shape).T)
 
 
-def exact(terms: list[Term], x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """The answer [out] of one probe x [in] in the written form, and where it is certain."""
+def exact(terms: list[Term], x: Floats, mixed: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
+    """The answer [out] of one probe x [in] in the written form, and where it is certain.
+
+    mixed: kernels add the terms of several blocks to one sum in any order, so nothing at all may round.
+    """
     block = terms[0][0].integers.shape[-1]
     blocks = x.reshape(-1, block).astype(np.float64)
     active = np.flatnonzero(blocks.any(-1))
     blocks = blocks[active]
     answers, certain = [], []
+    if mixed:
+        terms = [tuple(part for term in terms for part in term)]
     for term in terms:
         pieces = [(p.integers[:, active] * blocks, p.coefficient[:, active], p) for p in term]
         answers.append(sum((i.sum(-1) * c).sum(-1) for i, c, _ in pieces).astype(np.float32))
-        certain.append(_certified([(np.abs(i).sum(-1) * np.abs(c), c, p) for i, c, p in pieces], blocks))
+        certain.append(_certified([(np.abs(i).sum(-1) * np.abs(c), c, p) for i, c, p in pieces], blocks, mixed))
     total: Floats = sum(answers[1:], answers[0])
-    alone = np.count_nonzero(x) == 1  # a single product rounds once, in every order
+    alone = np.count_nonzero(x) == 1 and not mixed  # a single product rounds once, in every order
     return total, np.logical_and.reduce(certain) | alone
 
 
-def _certified(pieces: list[tuple[Doubles, Doubles, Part]], blocks: Doubles) -> NDArray[np.bool_]:
+def _certified(pieces: list[tuple[Doubles, Doubles, Part]], blocks: Doubles, mixed: bool) -> NDArray[np.bool_]:
     """Where one term [out] cannot round but at its end. pieces: (size [out, active], coefficient, part)."""
     sizes = [size.sum(-1) for size, _, _ in pieces]
     last = [_last_bit(coefficient).min(-1, initial=np.inf) for _, coefficient, _ in pieces]
     together: NDArray[np.bool_] = sum(sizes) <= 2.0**24 * np.minimum.reduce(last)
-    if len(blocks) == 1 and np.abs(blocks.sum()) <= LARGEST_SUM:  # then the parts meet in one last addition
+    if (
+        not mixed and len(blocks) == 1 and np.abs(blocks.sum()) <= LARGEST_SUM
+    ):  # then the parts meet in one last addition
         fits = [
             part.per_block | (size <= 2.0**24 * bit)
             for size, bit, (_, _, part) in zip(sizes, last, pieces, strict=True)

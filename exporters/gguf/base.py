@@ -89,7 +89,7 @@ def _factors(stored: StoredTensors) -> dict[str, Floats]:
 
 
 def _special_ids(metadata: Metadata) -> dict[str, Any]:
-    """Ids of special tokens as config.json names them; one that is no token (4294967295 stands for none) is left out."""
+    """Ids of special tokens as config.json names them, without those that are no token (4294967295 means none)."""
     tokens = metadata.get("tokenizer.ggml.tokens")
     count = len(tokens.data) if tokens and isinstance(tokens.data, list) else 0
     found = {}
