@@ -36,6 +36,7 @@ from edgeqaf.qtensor import QTensor, Supers, decode
 
 HEIGHT = 127  # the largest 8-bit activation: an activation block with this maximum keeps its integers
 ROWS = 512  # probe rows fed at once
+FEWEST = 8  # rows from which llama.cpp takes its kernels for prompts; fewer meet others, in other written forms
 SPREAD = 64  # spread probes per matrix
 LARGEST_SUM = 2048  # a block's activation sum that float16, where some kernels keep it, holds exactly
 
@@ -70,7 +71,7 @@ Term = tuple[Part, ...]  # parts are added before the one rounding
 
 
 def batches(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
-    """All probes of one matrix [out, in] for one configuration, at least two rows at a time."""
+    """All probes of one matrix [out, in] for one configuration, at least `FEWEST` rows at a time."""
     terms = written_form(q, configuration)
     inputs = q.shape[1]
     rng = np.random.default_rng(inputs)
@@ -185,7 +186,7 @@ def _block_probes(inputs: int, block: int, terms: list[Term], rng: np.random.Gen
     sizes = [float(np.abs(part.integers).max()) for term in terms for part in term if part.summable]
     largest = max(sizes, default=0.0)
     peak = min(max(int(2**13 / largest - HEIGHT) // (block - 1), 0), HEIGHT) if largest else 0
-    x = np.zeros((max(count, 2), inputs), np.float32)
+    x = np.zeros((max(count, FEWEST), inputs), np.float32)
     for b in range(count):
         values = rng.integers(-peak, peak + 1, block)
         values[rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
