@@ -29,12 +29,13 @@ CODES = "codes"
 
 def dtypes(grid: Grid) -> dict[str, np.dtype[Any]]:
     """The parts of a tensor on ``grid`` and their little-endian types, in the order in which digests take them."""
-    half, byte = np.dtype("<f2"), np.dtype("i1")
+    half: np.dtype[Any] = np.dtype("<f2")
+    byte: np.dtype[Any] = np.dtype("i1")
     if grid.levels is not None:
-        second = {} if grid.levels.zero is None else {"dmin": half, "mins": byte}
-        return {CODES: byte, "d": half, "scales": byte, **second}
-    zero = {Zero.NONE: {}, Zero.CODE: {"zero": byte}, Zero.OFFSET: {"zero": half}}[grid.zero]
-    return {CODES: byte, "scale": half, **zero}
+        stored = {CODES: byte, "d": half, "scales": byte}
+        return stored if grid.levels.zero is None else stored | {"dmin": half, "mins": byte}
+    stored = {CODES: byte, "scale": half}
+    return stored if grid.zero is Zero.NONE else stored | {"zero": byte if grid.zero is Zero.CODE else half}
 
 
 def split(q: QTensor) -> dict[str, NDArray[Any]]:

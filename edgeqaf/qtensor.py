@@ -199,8 +199,9 @@ def _check_supers(q: QTensor, supers: Supers, name: str) -> None:
         _check_halves(f"{name}.{half}", d)
         _check_array(f"{name}.{integer}", integers, (out, inputs // q.grid.block), np.int8)
         _check_integers(f"{name}.{integer}", integers, span)
-    for part, values, products in (("scale", q.scale, supers.scale), ("zero", q.zero, supers.zero)):
-        if values is not None and (values.view(np.uint32) != products.view(np.uint32)).any():
+    products = {"scale": supers.scale} if supers.zero is None else {"scale": supers.scale, "zero": supers.zero}
+    for part, product in products.items():
+        if (getattr(q, part).view(np.uint32) != product.view(np.uint32)).any():
             raise GridError(f"{name}.{part} is not the product that the second level stores")
 
 

@@ -71,7 +71,7 @@ class Trits:
         for field, first, count, trits in self.RUNS:
             part = codes[..., start : start + count * trits].reshape(*blocks.shape, trits, count).astype(np.uint16)
             number = sum(part[..., i, :] * 3 ** (4 - i) for i in range(trits))
-            blocks[field][..., first : first + count] = (number * 256 + 242) // 243  # type: ignore[operator]
+            blocks[field][..., first : first + count] = (number * 256 + 242) // 243
             start += count * trits
 
     def read(self, blocks: Blocks) -> Bytes:
@@ -96,10 +96,10 @@ class Nibbles:
     """Q2_K: a scale and a minimum of 4 bits share a byte."""
 
     def pack(self, scales: Bytes, mins: Bytes) -> Bytes:
-        return scales | mins << 4
+        return scales | mins << np.uint8(4)
 
     def unpack(self, field: Bytes) -> tuple[Bytes, Bytes]:
-        return field & 15, field >> 4
+        return field & np.uint8(15), field >> np.uint8(4)
 
 
 class Sixes:
@@ -131,7 +131,7 @@ class SignedSixes:
     HIGH = Plane("high", bits=2, low=4, width=4)
 
     def pack(self, scales: Bytes, mins: Bytes) -> Bytes:
-        stored = (scales + np.uint8(32)) & 63
+        stored = (scales + np.uint8(32)) & np.uint8(63)
         high = np.empty(scales.shape[:-1], [("high", "u1", 4)])
         self.HIGH.write(high, stored)
         return np.concatenate([stored[..., :8] & 15 | (stored[..., 8:] & 15) << 4, high["high"]], -1)

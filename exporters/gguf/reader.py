@@ -84,19 +84,19 @@ def check_seal(contents: Contents) -> bool:
     A seal is the last value, 64 hex digits. Whatever key such a value has is held to be the seal's, so that damage to
     the key cannot make a sealed file pass for one of another maker.
     """
-    path, (key, found) = contents.path, next(reversed(contents.metadata.items()), ("", None))
-    ours = SEAL in contents.metadata
-    if not ours and not (found and isinstance(found.data, bytes) and HEX.fullmatch(found.data)):
+    path, key = contents.path, next(reversed(contents.metadata), "")
+    found = contents.metadata[key].data if key else b""
+    if SEAL not in contents.metadata and not (isinstance(found, bytes) and HEX.fullmatch(found)):
         return False
-    if key != SEAL or found is None or not isinstance(found.data, bytes) or len(found.data) != len(BLANK):
+    if key != SEAL or not isinstance(found, bytes) or len(found) != len(BLANK):
         raise Refused(
             f"{path}: its last metadata value is no {SEAL}", "the file was damaged or edited; export it again"
         )
     header = contents.read(0, contents.start)
-    expected = header_digest(header, found.data)
-    if found.data != expected:
+    expected = header_digest(header, found)
+    if found != expected:
         raise Refused(
-            f"{path}: {SEAL} is {found.data.decode('ascii', 'replace')}, the header's is {expected.decode()}",
+            f"{path}: {SEAL} is {found.decode('ascii', 'replace')}, the header's is {expected.decode()}",
             "the file was damaged or edited after export; export it again",
         )
     return True
