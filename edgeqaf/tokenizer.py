@@ -1,10 +1,11 @@
-"""Text to token ids and back, by the ``tokenizer.json`` of a model folder."""
+"""Text to token ids and back, by the ``tokenizer.json`` of a model folder, or its ``tokenizer.model``."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
+from edgeqaf import spm
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
 
@@ -48,9 +49,7 @@ def _backend(folder: Path) -> Backend:
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise Refused(f"{folder / 'tokenizer.json'}: {error}", "the file is corrupt; fetch it again") from None
     if (folder / "tokenizer.model").is_file():
-        from transformers import AutoTokenizer
-
-        backend: Backend = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
+        backend: Backend = spm.backend(folder)
         return backend
     raise Refused(f"{folder} has no tokenizer.json", "copy the model's tokenizer files into the folder")
 

@@ -26,6 +26,7 @@ from edgeqaf.source import HEAD
 from exporters.gguf import families
 from exporters.gguf.artifact import CARRIED, StoredTensors, refuse_as_base
 from exporters.gguf.blocks import CARRIERS, F32, F32_FILE, pack
+from exporters.gguf.borrowed import borrowed_tokenizer
 from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, seal
 from exporters.gguf.metadata import model_metadata
 from exporters.gguf.places import Place
@@ -120,7 +121,12 @@ def _plan(model: QModel) -> Plan:
             weights[CARRIERS[grid].layout.file_type] += prod(place.shape)
     file_type = weights.most_common(1)[0][0] if weights else F32_FILE
     metadata = model_metadata(family, model.config, file_type)
-    metadata |= tokenizer_metadata(model.folder, model.config, sizes.vocab)
+    donor = model.tokenizer_from
+    metadata |= (
+        borrowed_tokenizer(donor, model.folder, sizes.vocab)
+        if donor
+        else tokenizer_metadata(model.folder, model.config, sizes.vocab)
+    )
     metadata |= _carried((place.stored, grids[place.logical]) for place in wanted)
     infos = describe_tensors(entries)
     return Plan(seal(metadata, infos), infos, wanted, factors)
