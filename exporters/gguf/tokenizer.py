@@ -41,17 +41,12 @@ def tokenizer_metadata(folder: Path, config: Json, vocab_size: int) -> dict[str,
     Raises Refused where llama.cpp could not encode as the folder's tokenizer does.
     """
     settings = settings_of(folder)
-    if (folder / "tokenizer.json").is_file():
-        begin, end = _added_when_encoding(folder / "tokenizer.json")
-        vocabulary = from_json(read_json(folder / "tokenizer.json"))
-        special = _special_ids(vocabulary, settings, config)
-    elif (folder / "tokenizer.model").is_file():
-        vocabulary = from_sentencepiece(folder)
-        special = _special_ids(vocabulary, settings, config)
-        begin = special.get("bos") if settings.get("add_bos_token", True) else None
-        end = special.get("eos") if settings.get("add_eos_token", False) else None
-    else:
+    whole = (folder / "tokenizer.json").is_file()
+    if not whole and not (folder / "tokenizer.model").is_file():
         raise Refused(f"{folder} has neither tokenizer.json nor tokenizer.model", "copy the base model's tokenizer")
+    begin, end = _added_when_encoding(folder)
+    vocabulary = from_json(read_json(folder / "tokenizer.json")) if whole else from_sentencepiece(folder)
+    special = _special_ids(vocabulary, settings, config)
     if begin is not None:
         special["bos"] = begin
     if end not in (None, special["eos"]):
@@ -76,22 +71,17 @@ def tokenizer_metadata(folder: Path, config: Json, vocab_size: int) -> dict[str,
     return entries if template is None else {**entries, "tokenizer.chat_template": string(template)}
 
 
-def _added_when_encoding(path: Path) -> tuple[int | None, int | None]:
+def _added_when_encoding(folder: Path) -> tuple[int | None, int | None]:
     """The tokens that encoding a text puts before and after it."""
-    from tokenizers import Tokenizer
+    from edgeqaf.tokenizer import backend
 
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise Refused(f"{path}: {error}", "the file is corrupt; fetch it again") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = backend(folder)
     plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     at = next((i for i in range(len(full) + 1) if full[i : i + len(plain)] == plain), None)
     before, after = (full, plain) if at is None else (full[:at], full[at + len(plain) :])
     if at is None or len(before) > 1 or len(after) > 1:
         raise Refused(
-            f"{path}: encoding adds {full} around {plain}; llama.cpp adds at most one token on each side", REMEDY
+            f"{folder}: encoding adds {full} around {plain}; llama.cpp adds at most one token on each side", REMEDY
         )
     return next(iter(before), None), next(iter(after), None)
 
