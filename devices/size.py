@@ -16,7 +16,7 @@ from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import read_json
 from edgeqaf.protocols import Exporter
-from edgeqaf.source import EMBEDDING, HEAD, FloatModel, is_linear
+from edgeqaf.source import EMBEDDING, HEAD, FloatModel, is_linear, is_tied
 
 Tensor = tuple[str, tuple[int, ...], Grid | None]
 
@@ -57,7 +57,7 @@ class Dimensions:
             head_size=count("head_dim", hidden // heads),
             vocabulary=count("vocab_size"),
             positions=count("max_position_embeddings"),
-            tied=config.get("tie_word_embeddings") is True,
+            tied=is_tied(config),
         )
 
     @property

@@ -45,12 +45,14 @@ class QModel:
     tensors:  logical name -> tensor; loaded one at a time when the model is on disk.
     folder:   where the companion files (config, tokenizer) are.
     manifest: the parsed ``edgeqaf.json``; empty for a model not yet saved.
+    tokenizer_from: a file in the format to be exported, whose tokenizer to take instead of the folder's.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     folder: Path
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_from: Path | None = None
 
     @property
     def root(self) -> str:

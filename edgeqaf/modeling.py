@@ -1,6 +1,7 @@
 """From integers to a transformers model: the architecture's own code, with our linears in it."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -55,13 +56,16 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     return built
 
 
-def skeleton(config: Mapping[str, Any], attention: str = "sdpa") -> Any:
+def skeleton(config: Mapping[str, Any], attention: str | None = None) -> Any:
     """The architecture in eval mode, every parameter on the meta device, its computed buffers (rope tables) real.
+
+    attention: transformers' name of an implementation; by default its own choice, the fastest that is right for
+    the architecture (sdpa has no softcap, which Gemma 2 needs).
 
     Raises Refused for a config that transformers cannot build a model from.
     """
     try:
-        settings = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        settings = CONFIG_MAPPING[config["model_type"]].from_dict(deepcopy(dict(config)))
         settings.dtype = torch.float32
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation=attention)

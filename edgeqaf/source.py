@@ -1,7 +1,8 @@
 """Reading a float model in the Hugging Face layout: config.json and safetensors, one file or shards.
 
 Names are made canonical here, once: a tied head exists only as ``model.embed_tokens.weight``,
-however the checkpoint stored it. Pickles are never loaded and remote code is never run.
+however the checkpoint stored it. So are Gemma's norm weights, which count as ``1 + w``: what that sum
+rounds off is dropped from w. Pickles are never loaded and remote code is never run.
 """
 
 import re
@@ -17,13 +18,22 @@ from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+SEPARATE = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
+FUSED = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
 # model_type -> which tensors are linear weights of the decoder layers, to be quantized
 LINEARS = {
-    "llama": (
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-        "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-    ),
-}  # fmt: skip
+    "gemma2": SEPARATE,
+    "gemma3_text": SEPARATE,
+    "llama": SEPARATE,
+    "mistral": SEPARATE,
+    "phi3": FUSED,
+    "qwen2": SEPARATE,
+    "qwen3": SEPARATE,
+}
+GEMMAS = ("gemma2", "gemma3_text")  # tied unless config.json says otherwise; their norms scale by 1 + w
 LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.weight")
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -79,6 +89,8 @@ class FloatModel(Mapping[str, Floats]):
         if not np.isfinite(values).all():
             index = tuple(int(i[0]) for i in np.nonzero(~np.isfinite(values)))
             raise Refused(f"{name}{list(index)} is {values[index]}", "the checkpoint is damaged; fetch it again")
+        if self.architecture in GEMMAS and name.endswith("norm.weight"):
+            values = (np.float32(1) + values) - np.float32(1)  # Gemma multiplies by this sum, in float32
         return values
 
     def _stored(self) -> Iterator[tuple[str, tuple[Any, str]]]:
@@ -129,7 +141,7 @@ class FloatModel(Mapping[str, Floats]):
         return weight_map
 
     def _make_head_canonical(self) -> None:
-        tied = self.config.get("tie_word_embeddings", False)
+        tied = is_tied(self.config)
         if EMBEDDING not in self._files and HEAD in self._files and tied:
             self._files[EMBEDDING] = self._files.pop(HEAD)
         if tied and HEAD in self._files:
@@ -151,6 +163,11 @@ class FloatModel(Mapping[str, Floats]):
                 f"{self.folder}: no tensor {', '.join(missing[:3])}{more}",
                 "the checkpoint is incomplete; fetch it again",
             )
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json makes the embedding serve as the head too."""
+    return bool(config.get("tie_word_embeddings", config.get("model_type") in GEMMAS))
 
 
 def is_linear(architecture: str, name: str) -> bool:

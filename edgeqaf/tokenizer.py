@@ -1,10 +1,11 @@
-"""Text to token ids and back, by the ``tokenizer.json`` of a model folder."""
+"""Text to token ids and back, by the ``tokenizer.json`` of a model folder, or its ``tokenizer.model``."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
+from edgeqaf import spm
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
 
@@ -14,9 +15,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._backend = _backend(folder)
-        self._backend.no_padding()
-        self._backend.no_truncation()
+        self._backend = backend(folder)
         self.eos = _end_tokens(folder)
         self.pad = self.eos[0]
 
@@ -41,18 +40,20 @@ class Tokenizer:
         return template if isinstance(template, str) else None
 
 
-def _backend(folder: Path) -> Backend:
+def backend(folder: Path) -> Backend:
+    """The folder's tokenizer, which neither pads nor truncates; Refused where there is none or it is corrupt."""
     if (folder / "tokenizer.json").is_file():
         try:
-            return Backend.from_file(str(folder / "tokenizer.json"))
+            found = Backend.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises bare Exception for a malformed file
             raise Refused(f"{folder / 'tokenizer.json'}: {error}", "the file is corrupt; fetch it again") from None
-    if (folder / "tokenizer.model").is_file():
-        from transformers import AutoTokenizer
-
-        backend: Backend = AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
-        return backend
-    raise Refused(f"{folder} has no tokenizer.json", "copy the model's tokenizer files into the folder")
+    elif (folder / "tokenizer.model").is_file():
+        found = spm.backend(folder)
+    else:
+        raise Refused(f"{folder} has no tokenizer.json", "copy the model's tokenizer files into the folder")
+    found.no_padding()
+    found.no_truncation()
+    return found
 
 
 def _end_tokens(folder: Path) -> tuple[int, ...]:

@@ -12,16 +12,25 @@ def command(
     model: Annotated[Path, typer.Argument(help="Model folder made by merge (or quantize).")],
     output: Output,
     format: Annotated[str, typer.Option("--format", help="Formats, comma-separated: gguf, onnx.")] = "gguf,onnx",
+    tokenizer_from: Annotated[
+        Path | None,
+        typer.Option(help="GGUF file of the same model to take the tokenizer from, where the folder's is unknown."),
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Export GGUF and ONNX carrying exactly the model's integers, each read back before it is kept."""
+    from dataclasses import replace
+
     from edgeqaf import checkpoint, dist, plugins
     from edgeqaf.console import emit, say, table
+    from edgeqaf.errors import UsageError
 
-    folder = checkpoint.load(model)
+    folder = replace(checkpoint.load(model), tokenizer_from=tokenizer_from)
     formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
+    if tokenizer_from and "gguf" not in formats:
+        raise UsageError(f"--tokenizer-from is for GGUF, and --format is {format}", "drop one of the two")
     sizes = dist.plan(folder, formats)
     if dry_run:
         grids = {q.grid.name: q.grid for _, q in folder.quantized()}

@@ -29,6 +29,7 @@ from exporters.gguf import families
 from exporters.gguf.artifact import CARRIED, StoredTensors
 from exporters.gguf.base import open_base
 from exporters.gguf.blocks import CARRIERS, pack
+from exporters.gguf.borrowed import borrowed_tokenizer
 from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, seal
 from exporters.gguf.frame import Frame
 from exporters.gguf.layouts import F32, F32_FILE
@@ -109,6 +110,11 @@ def _frame(model: QModel) -> Frame | None:
     """The frame of the file that the model came from, if it came from one and still has its grids."""
     if not (model.folder / FRAME).is_file():
         return None
+    if model.tokenizer_from is not None:
+        raise Refused(
+            f"the model came as a GGUF file, whose tokenizer it keeps, not that of {model.tokenizer_from}",
+            "leave --tokenizer-from out",
+        )
     frame = Frame(model.folder)
     frame.require(_outline(model)[0])
     return frame
@@ -140,7 +146,12 @@ def _plan(model: QModel) -> Plan:
             weights[CARRIERS[grid].layout.file_type] += prod(place.shape)
     file_type = weights.most_common(1)[0][0] if weights else F32_FILE
     metadata = model_metadata(family, model.config, file_type)
-    metadata |= tokenizer_metadata(model.folder, model.config, sizes.vocab)
+    donor = model.tokenizer_from
+    metadata |= (
+        borrowed_tokenizer(donor, model.folder, sizes.vocab)
+        if donor
+        else tokenizer_metadata(model.folder, model.config, sizes.vocab)
+    )
     metadata |= _carried((place.stored, grids[place.logical]) for place in wanted)
     infos = describe_tensors(entries)
     return Plan(seal(metadata, infos), infos, wanted, factors)

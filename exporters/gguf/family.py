@@ -30,6 +30,7 @@ SIZES = {
     "vocab": ("vocab_size", "vocab_size"),
     "head_dim": ("attention.key_length", "head_dim"),
 }
+TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding"}  # special token in config.json: in tokenizer.ggml.*_token_id
 
 
 class Family:
@@ -39,7 +40,9 @@ class Family:
     model_types:  config.json's ``model_type`` of the models it serves; the first is what `config` says.
     model_class:  transformers' class for that first one.
     only:         config key -> (transformers' default, the one value that llama.cpp computes).
+    usual_head_dim: the size of a head where config.json has none; None: the hidden size divided by the heads.
     rope_types:   rope types that llama.cpp computes for it.
+    rotates_part: whether a part of a head may be rotated and the rest left.
     factor_names: tensors of the file that follow from the config (`factors`) and are no parameters.
     """
 
@@ -47,7 +50,9 @@ class Family:
     model_types: ClassVar[tuple[str, ...]]
     model_class: ClassVar[str]
     only: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
+    usual_head_dim: ClassVar[int | None] = None
     rope_types: ClassVar[tuple[str, ...]] = ("default", "linear")
+    rotates_part: ClassVar[bool] = False
     factor_names: ClassVar[tuple[str, ...]] = ()
 
     # ---- from a Hugging Face config.json
@@ -56,13 +61,13 @@ class Family:
         """Refuse a model that llama.cpp's graph for this architecture does not compute."""
         for key, (default, wanted) in self.only.items():
             found = config.get(key, default)
-            if found != wanted:
+            if found != wanted and (found or wanted):  # null and false mean the same
                 raise Refused(f"config.json: {key} is {found!r}; GGUF export supports {wanted!r}", UNSUPPORTED)
 
     def dimensions(self, config: Config) -> Dimensions:
         """The model's sizes."""
         heads, hidden = size(config, "num_attention_heads"), size(config, "hidden_size")
-        optional = {"num_key_value_heads": heads, "head_dim": hidden // heads}
+        optional = {"num_key_value_heads": heads, "head_dim": self.usual_head_dim or hidden // heads}
         defaults = {key: value for key, value in optional.items() if config.get(key) is None}
         found = {field: size({**config, **defaults}, key) for field, (_, key) in SIZES.items() if key}
         if found["head_dim"] % 2 or heads % found["kv_heads"]:
@@ -74,7 +79,9 @@ class Family:
 
     def rotary(self, config: Config, head_dim: int) -> int:
         """How many dimensions of a head are rotated; Refused where llama.cpp rotates others."""
-        rope.require_whole(config, self.rope(config))
+        part = self.rope(config).get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+        if part != 1.0:
+            raise Refused(f"config.json: partial_rotary_factor is {part!r}, not 1.0", UNSUPPORTED)
         return head_dim
 
     def rope(self, config: Config) -> dict[str, Any]:
@@ -82,8 +89,13 @@ class Family:
         return rope.parameters(config, self.rope_types)
 
     def context_length(self, config: Config) -> int:
-        """The longest sequence that llama.cpp computes as transformers does."""
-        return size(config, "max_position_embeddings")
+        """The longest sequence that llama.cpp computes as transformers does: a window it leaves out ends it."""
+        window = self.ignored_window(config)
+        return min(size(config, "max_position_embeddings"), window or 2**31)
+
+    def ignored_window(self, config: Config) -> int | None:
+        """The sliding window of layers to which llama.cpp gives none; a sequence no longer than it is not cut."""
+        return None
 
     def metadata(self, config: Config) -> dict[str, Value]:
         """Every ``<arch>.*`` key of a file."""
@@ -123,12 +135,14 @@ class Family:
     def config(self, metadata: Metadata, factors: Mapping[str, Floats]) -> dict[str, Any]:
         """A config.json from which transformers builds the model that llama.cpp computes; raises Refused.
 
-        factors: the file's tensors among ``factor_names``, by name. What is not said here is what the tensors
-        and the tokenizer tell: ``tie_word_embeddings`` and the ids of special tokens.
+        factors: the file's tensors among ``factor_names``, by name. What is not said here is what only the other
+        tensors tell: ``tie_word_embeddings``.
         """
         d, name = self.dimensions_in(metadata), self.architecture
         if count_in(metadata, f"{name}.attention.value_length", d.head_dim) != d.head_dim:
             raise Refused(f"metadata {name}.attention.value_length is not the key length {d.head_dim}", UNSUPPORTED)
+        if d.rotary != d.head_dim and not self.rotates_part:
+            raise Refused(f"metadata {name}.rope.dimension_count is {d.rotary}, not {d.head_dim}", UNSUPPORTED)
         return {
             "architectures": [self.model_class],
             "model_type": self.model_types[0],
@@ -138,6 +152,7 @@ class Family:
             "rope_theta": number_in(metadata, f"{name}.rope.freq_base", 10000.0),
             **rope.scaling_config(name, metadata),
             **{key: wanted for key, (_, wanted) in self.only.items()},
+            **{f"{token}_token_id": _token(metadata, stated) for token, stated in TOKENS.items()},
         }
 
     # ---- tensors
@@ -183,6 +198,26 @@ def feed_forward(d: Dimensions) -> Iterator[Place]:
     yield matrix("mlp.gate_proj", "ffn_gate", d.feed_forward, d.hidden)
     yield matrix("mlp.up_proj", "ffn_up", d.feed_forward, d.hidden)
     yield matrix("mlp.down_proj", "ffn_down", d.hidden, d.feed_forward)
+
+
+def require_square(d: Dimensions) -> None:
+    """Refuse heads that do not add up to the hidden size, where llama.cpp takes them to."""
+    if d.heads * d.head_dim != d.hidden:
+        raise Refused(
+            f"config.json: {d.heads} heads of {d.head_dim} are not the hidden size {d.hidden}, as llama.cpp needs",
+            UNSUPPORTED,
+        )
+
+
+def sliding_window(config: Config, default: int | None) -> int | None:
+    """``sliding_window`` of config.json; None where there is none."""
+    found = config.get("sliding_window", default)
+    return None if found is None else size({"sliding_window": found}, "sliding_window")
+
+
+def _token(metadata: Metadata, name: str) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return value.data if value and value.type is Type.UINT32 and isinstance(value.data, int) else None
 
 
 def _tokens(metadata: Metadata) -> int | None:

@@ -52,7 +52,12 @@ def number_in(metadata: Metadata, key: str, default: float | None = None) -> flo
         return default
     if value is None or value.type is not Type.FLOAT32 or not isinstance(value.data, float) or not value.data > 0:
         raise Refused(f"metadata {key} is missing or not a positive float32", AGAIN)
-    return float(str(np.float32(value.data)))
+    return shortest(value.data)
+
+
+def shortest(value: float | np.floating[Any]) -> float:
+    """The number of fewest digits that is ``value`` in float32: 1e-06 rather than 9.999999974752427e-07."""
+    return float(str(np.float32(value)))
 
 
 def text_in(metadata: Metadata, key: str, default: str) -> str:

@@ -84,7 +84,7 @@ def check_seal(contents: Contents) -> bool:
     A seal is the last value, 64 hex digits. Whatever key such a value has is held to be the seal's, so that damage to
     the key cannot make a sealed file pass for one of another maker.
     """
-    path, key = contents.path, next(reversed(contents.metadata), "")
+    path, key = contents.path, next(reversed(list(contents.metadata)), "")
     found = contents.metadata[key].data if key else b""
     if SEAL not in contents.metadata and not (isinstance(found, bytes) and HEX.fullmatch(found)):
         return False

@@ -8,7 +8,7 @@ import numpy as np
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
 from exporters.gguf.container import Value, string
-from exporters.gguf.numbers import Config, Metadata, float32, number_in, positive, text_in
+from exporters.gguf.numbers import Config, Metadata, float32, number_in, positive, shortest, text_in
 
 REMEDY = "export a model without it, or leave GGUF out"
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0  # every Llama that uses the rule has these
@@ -26,16 +26,9 @@ def parameters(config: Config, types: Sequence[str]) -> dict[str, Any]:
     return rope
 
 
-def require_whole(config: Config, rope: Mapping[str, Any]) -> None:
-    """Refuse heads of which a part only is rotated."""
-    factor = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if factor != 1.0:
-        raise Refused(f"config.json: partial_rotary_factor is {factor!r}, not 1.0", REMEDY)
-
-
 def scaling_metadata(architecture: str, rope: Mapping[str, Any]) -> dict[str, Value]:
     """The ``rope.scaling`` keys of a type that is stated in metadata."""
-    if rope["rope_type"] != "linear":
+    if rope["rope_type"] != "linear" or rope.get("factor") == 1.0:
         return {}
     prefix = f"{architecture}.rope.scaling."
     return {prefix + "type": string("linear"), prefix + "factor": float32(rope, "factor")}
@@ -70,7 +63,7 @@ def llama3_config(factors: Floats, theta: float) -> dict[str, Any]:
     for original in (2**power for power in range(4, 21)):
         scaling = {
             "rope_type": "llama3",
-            "factor": float(str(factors.max())),
+            "factor": shortest(factors.max()),
             "low_freq_factor": LLAMA3_LOW,
             "high_freq_factor": LLAMA3_HIGH,
             "original_max_position_embeddings": original,

@@ -17,13 +17,12 @@ import numpy as np
 
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
+from edgeqaf.spm import settings_of
 from exporters.gguf.container import Type, Value, string, uint32
 from exporters.gguf.vocabulary import (
-    CONTROL,
     LOWEST,
     REMEDY,
     UNUSED,
-    USER_DEFINED,
     Json,
     Token,
     Vocabulary,
@@ -41,19 +40,13 @@ def tokenizer_metadata(folder: Path, config: Json, vocab_size: int) -> dict[str,
 
     Raises Refused where llama.cpp could not encode as the folder's tokenizer does.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    if (folder / "tokenizer.json").is_file():
-        begin, end = _added_when_encoding(folder / "tokenizer.json")
-        vocabulary = from_json(read_json(folder / "tokenizer.json"))
-        special = _special_ids(vocabulary, settings, config)
-    elif (folder / "tokenizer.model").is_file():
-        vocabulary = from_sentencepiece(folder / "tokenizer.model")
-        vocabulary.tokens.update(_declared_tokens(folder, settings))
-        special = _special_ids(vocabulary, settings, config)
-        begin = special.get("bos") if settings.get("add_bos_token", True) else None
-        end = special.get("eos") if settings.get("add_eos_token", False) else None
-    else:
+    settings = settings_of(folder)
+    whole = (folder / "tokenizer.json").is_file()
+    if not whole and not (folder / "tokenizer.model").is_file():
         raise Refused(f"{folder} has neither tokenizer.json nor tokenizer.model", "copy the base model's tokenizer")
+    begin, end = _added_when_encoding(folder)
+    vocabulary = from_json(read_json(folder / "tokenizer.json")) if whole else from_sentencepiece(folder)
+    special = _special_ids(vocabulary, settings, config)
     if begin is not None:
         special["bos"] = begin
     if end not in (None, special["eos"]):
@@ -78,22 +71,17 @@ def tokenizer_metadata(folder: Path, config: Json, vocab_size: int) -> dict[str,
     return entries if template is None else {**entries, "tokenizer.chat_template": string(template)}
 
 
-def _added_when_encoding(path: Path) -> tuple[int | None, int | None]:
+def _added_when_encoding(folder: Path) -> tuple[int | None, int | None]:
     """The tokens that encoding a text puts before and after it."""
-    from tokenizers import Tokenizer
+    from edgeqaf.tokenizer import backend
 
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise Refused(f"{path}: {error}", "the file is corrupt; fetch it again") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = backend(folder)
     plain, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     at = next((i for i in range(len(full) + 1) if full[i : i + len(plain)] == plain), None)
     before, after = (full, plain) if at is None else (full[:at], full[at + len(plain) :])
     if at is None or len(before) > 1 or len(after) > 1:
         raise Refused(
-            f"{path}: encoding adds {full} around {plain}; llama.cpp adds at most one token on each side", REMEDY
+            f"{folder}: encoding adds {full} around {plain}; llama.cpp adds at most one token on each side", REMEDY
         )
     return next(iter(before), None), next(iter(after), None)
 
@@ -120,21 +108,6 @@ def _special_ids(vocabulary: Vocabulary, settings: Json, config: Json) -> dict[s
     return found
 
 
-def _declared_tokens(folder: Path, settings: Json) -> dict[int, Token]:
-    """The tokens that a folder without tokenizer.json adds to its tokenizer.model."""
-    tokens = {}
-    path = folder / "added_tokens.json"
-    try:
-        for text, i in (read_json(path) if path.is_file() else {}).items():
-            tokens[int(i)] = Token(text, USER_DEFINED, LOWEST)
-        for i, added in settings.get("added_tokens_decoder", {}).items():
-            tokens[int(i)] = Token(str(added["content"]), CONTROL if added.get("special") else USER_DEFINED, LOWEST)
-        b"".join(token.text.encode() for token in tokens.values())
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused(f"{folder}: the added tokens are malformed ({error!r})", BROKEN) from None
-    return tokens
-
-
 def _in_order(vocabulary: Vocabulary, vocab_size: int) -> list[Token]:
     if vocabulary.tokens and max(vocabulary.tokens) >= vocab_size:
         raise Refused(
@@ -143,6 +116,10 @@ def _in_order(vocabulary: Vocabulary, vocab_size: int) -> list[Token]:
     tokens = [vocabulary.tokens.get(i, Token(f"[PAD{i}]", UNUSED, LOWEST)) for i in range(vocab_size)]
     first: dict[str, int] = {}
     for i, token in enumerate(tokens):
+        if not token.text or "\0" in token.text:
+            raise Refused(
+                f"token {i} is {token.text!r}; llama.cpp cannot hold a token that is empty or has a zero", REMEDY
+            )
         if first.setdefault(token.text, i) != i:
             raise Refused(f"the tokens {first[token.text]} and {i} are both {token.text!r}", BROKEN)
     return tokens

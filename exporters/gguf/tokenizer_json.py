@@ -59,7 +59,7 @@ def _unknown(metadata: Metadata, tokens: list[str]) -> tuple[Json, Json]:
 
 def _byte_level(metadata: Metadata, tokens: list[str]) -> tuple[Json, Json]:
     """(model, the steps around it) of llama.cpp's gpt2 kind."""
-    pre = text_in(metadata, "tokenizer.ggml.pre", "default")
+    pre = _pre(metadata)
     known = {name: (steps, ignore) for (steps, ignore), name in PRE_TOKENIZERS.items()}
     if pre not in known:
         raise Refused(f"how its tokenizer {pre!r} cuts text into words is not known here", FOLDER)
@@ -74,6 +74,12 @@ def _byte_level(metadata: Metadata, tokens: list[str]) -> tuple[Json, Json]:
     words = pieces[0] if len(pieces) == 1 else {"type": "Sequence", "pretokenizers": pieces}
     decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     return model, {"normalizer": None, "pre_tokenizer": words, "decoder": decoder}
+
+
+def _pre(metadata: Metadata) -> str:
+    """How text is cut into words; Llama 3's way has three names (llama-vocab.cpp, llama_vocab::impl::load)."""
+    name = text_in(metadata, "tokenizer.ggml.pre", "default")
+    return "llama-bpe" if name in ("llama3", "llama-v3") else name
 
 
 def _step(step: str) -> Json:
@@ -133,8 +139,7 @@ def _special(metadata: Metadata, tokens: list[str]) -> dict[str, int]:
 
 def _added_when_encoding(metadata: Metadata, kind: str, special: dict[str, int], tokens: list[str]) -> Json | None:
     """The template that puts begin and end tokens around a text, where llama.cpp does (llama-vocab.cpp, load)."""
-    pre = text_in(metadata, "tokenizer.ggml.pre", "default")
-    wanted = {"bos": kind == "llama" or pre in ("llama-bpe", "llama3", "llama-v3"), "eos": False}
+    wanted = {"bos": kind == "llama" or _pre(metadata) == "llama-bpe", "eos": False}
     for name in wanted:
         value = metadata.get(f"tokenizer.ggml.add_{name}_token")
         wanted[name] = bool(value.data) if value and value.type is Type.BOOL else wanted[name]

@@ -16,18 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeqaf import spm
 from edgeqaf.errors import Refused
 
 Json = Mapping[str, Any]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # llama.h, enum llama_token_type
 LOWEST = -1e9  # what sentencepiece itself gives to pieces that no merge should make
-REMEDY = "leave GGUF out, or use a base model whose tokenizer llama.cpp knows"
-SPACE = "\u2581"
+REMEDY = "take the tokenizer of a GGUF file of the same model: --tokenizer-from base.gguf; or leave GGUF out"
+SPACE = spm.SPACE
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 THREE_DIGITS, ONE_DIGIT = (f"Split {CONTRACTIONS}{digits}{REST}" for digits in (r"\p{N}{1,3}", r"\p{N}"))
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+O200K = (  # GPT-4o's; llama.cpp cuts before combining marks, which this does not
+    rf"Split [^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{SUFFIX}[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{SUFFIX}"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 BYTES, GPT2_WORDS, DIGITS = "ByteLevel", "ByteLevel with GPT-2's words", "single Digits"
 # (steps of the pre-tokenizer, ignore_merges) -> tokenizer.ggml.pre; llama-vocab.cpp, llm_tokenizer_bpe
 PRE_TOKENIZERS = {
@@ -36,6 +43,7 @@ PRE_TOKENIZERS = {
     ((THREE_DIGITS, BYTES), True): "llama-bpe",
     ((THREE_DIGITS, BYTES), False): "smaug-bpe",
     ((ONE_DIGIT, BYTES), False): "qwen2",
+    ((O200K, BYTES), False): "gpt-4o",
 }
 
 
@@ -71,37 +79,24 @@ def from_json(spec: Json) -> Vocabulary:
         )
     found = tuple(_steps(spec.get("pre_tokenizer")))
     vocabulary = _byte_level(spec, found) if BYTES in found or GPT2_WORDS in found else _sentencepiece(spec, found)
-    if len(vocabulary.tokens) != len(model["vocab"]):
+    shared = len(model["vocab"]) - len(vocabulary.tokens)
+    if shared != ("\t" in model["vocab"] and model["vocab"].get("<0x09>") == model["vocab"]["\t"]):
         raise Refused("tokenizer.json: two tokens share an id", "the file is corrupt; fetch it again")
     for added in spec.get("added_tokens") or []:
-        if vocabulary.tokens.get(added["id"], Token("")).type != UNKNOWN:
-            vocabulary.tokens[added["id"]] = Token(
-                added["content"], CONTROL if added["special"] else USER_DEFINED, LOWEST
-            )
+        before = vocabulary.tokens.get(added["id"], Token("", score=LOWEST))
+        if before.type != UNKNOWN:
+            kind = CONTROL if added["special"] else USER_DEFINED
+            vocabulary.tokens[added["id"]] = Token(added["content"], kind, before.score)
     return vocabulary
 
 
-def from_sentencepiece(path: Path) -> Vocabulary:
-    """The vocabulary of a ``tokenizer.model``; its piece types are numbered as llama.cpp's."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own class differs between its implementations
-        raise Refused(f"{path}: {error}", "the file is corrupt; fetch it again") from None
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    features = {
-        "a Unigram model": trainer.model_type != trainer.BPE,
-        "spaces as suffixes": trainer.treat_whitespace_as_suffix,
-        "merging of repeated spaces": normalizer.remove_extra_whitespaces,
-        f"{normalizer.name} normalization": bool(normalizer.precompiled_charsmap),
-    }
-    unsupported = [name for name, present in features.items() if present]
-    if unsupported:
-        raise Refused(f"{path} uses {', '.join(unsupported)}; llama.cpp's BPE has no such thing", REMEDY)
+def from_sentencepiece(folder: Path) -> Vocabulary:
+    """The vocabulary of a ``tokenizer.model`` and what is added to it; piece types are numbered as llama.cpp's."""
+    proto = spm.parse(folder / "tokenizer.model")
     tokens = {i: Token(p.piece, p.type, p.score) for i, p in enumerate(proto.pieces)}
-    return Vocabulary("llama", "default", tokens, [], normalizer.add_dummy_prefix)
+    for i, (text, special) in spm.declared_tokens(folder).items():
+        tokens[i] = Token(text, CONTROL if special else USER_DEFINED, LOWEST)
+    return Vocabulary("llama", "default", tokens, [], proto.normalizer_spec.add_dummy_prefix)
 
 
 def _byte_level(spec: Json, found: tuple[str, ...]) -> Vocabulary:
@@ -126,6 +121,8 @@ def _sentencepiece(spec: Json, found: tuple[str, ...]) -> Vocabulary:
         scores.setdefault(left + right, -float(rank))
     tokens = {}
     for text, i in model["vocab"].items():
+        if text == "\t" and i == model["vocab"].get("<0x09>"):  # Gemma's tab is its byte's token
+            continue
         is_byte = bool(model.get("byte_fallback")) and BYTE_TOKEN.fullmatch(text)
         kind = UNKNOWN if text == model.get("unk_token") else BYTE if is_byte else NORMAL
         tokens[i] = Token(text, kind, scores.get(text, LOWEST if len(text) > 1 else 0.0))
@@ -138,7 +135,7 @@ def _space_prefix(spec: Json, found: tuple[str, ...]) -> bool:
     steps = (normalizer or {}).get("normalizers", [normalizer] if normalizer else [])
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepend = {"type": "Prepend", "prepend": SPACE}
-    if not found and steps in ([prepend, replace], [replace]):
+    if (not found or _splits_spaces(spec["pre_tokenizer"])) and steps in ([prepend, replace], [replace]):
         return prepend in steps
     metaspace = spec.get("pre_tokenizer") or {}
     whole = metaspace.get("type") == "Metaspace" and metaspace.get("split") is False
@@ -148,6 +145,11 @@ def _space_prefix(spec: Json, found: tuple[str, ...]) -> bool:
     raise Refused(
         f"tokenizer.json: normalizer and pre-tokenizer {described} are neither byte-level nor SentencePiece's", REMEDY
     )
+
+
+def _splits_spaces(pre: Json) -> bool:
+    """Whether a pre-tokenizer splits at spaces alone, of which a normalizer that replaces them leaves none."""
+    return pre.get("type") == "Split" and pre.get("pattern") == {"String": " "}
 
 
 def _steps(pre: Json | None) -> Iterator[str]:

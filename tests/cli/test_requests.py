@@ -27,6 +27,7 @@ REQUESTS: dict[tuple[str, ...], str] = {
     (*FINETUNE, "--seed", str(2**70)): "'--seed'",
     ("export", "{merged}", "-o", "out", "--format", "ggfu"): "did you mean gguf",
     ("export", "{merged}", "-o", "out", "--format", "gguf,"): "unknown exporter ''",
+    ("export", "{merged}", "-o", "out", "--format", "onnx", "--tokenizer-from", "x"): "--tokenizer-from is for GGUF",
     ("verify", "{dist}", "--runtime", "lamma.cpp"): "did you mean llama_cpp",
     ("verify", "{dist}", "--runtime", ","): "names no runtime",
     ("verify", "{dist}", "--threads", "0"): "'--threads'",

@@ -115,6 +115,13 @@ def test_an_export_predicts_its_size(shell: Any, road: Any) -> None:
     assert abs(planned["onnx"] - data) < 0.3 * data
 
 
+def test_a_tokenizer_is_taken_from_another_file(shell: Any, road: Any) -> None:
+    own = road.dist / "model.gguf"
+    shell.ok("export", road.merged, "-o", "out", "--format", "gguf", "--tokenizer-from", own)
+    assert Path("out", "model.gguf").read_bytes() == own.read_bytes()
+    shell.refused(3, "export", road.merged, "-o", "two", "--tokenizer-from", road.data, says="not GGUF")
+
+
 def test_json_is_all_there_is_on_stdout(shell: Any, road: Any) -> None:
     """Plain lines without it, one object with it."""
     plain = shell.ok("inspect", road.base).out

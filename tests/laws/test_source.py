@@ -220,7 +220,7 @@ def test_pickles_are_never_opened(folder):
         FloatModel(folder)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "LLAMA", "", None, 7, ["llama"]], ids=str)
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma3", "LLAMA", "", None, 7, ["llama"]], ids=str)
 def test_an_unknown_architecture_is_refused_with_the_known_ones(folder, architecture):
     edit_config(folder, model_type=architecture)
     with pytest.raises(Refused, match=f"architecture {str(architecture)!r}".replace("[", r"\[")) as refused:

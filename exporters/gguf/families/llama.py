@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from edgeqaf.digest import Floats
 from exporters.gguf import rope
-from exporters.gguf.family import Family, attention, feed_forward
+from exporters.gguf.family import Family, attention, feed_forward, sliding_window
 from exporters.gguf.numbers import Config, Metadata
 from exporters.gguf.places import Dimensions, Place
 
@@ -19,7 +19,7 @@ class Llama(Family):
     """llama.cpp src/models/llama.cpp."""
 
     architecture = "llama"
-    model_types = ("llama",)
+    model_types = ("llama", "mistral")
     model_class = "LlamaForCausalLM"
     only: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "hidden_act": ("silu", "silu"),
@@ -28,6 +28,9 @@ class Llama(Family):
     }
     rope_types = ("default", "linear", "llama3")
     factor_names = (ROPE_FACTORS,)
+
+    def ignored_window(self, config: Config) -> int | None:
+        return sliding_window(config, 4096) if config["model_type"] == "mistral" else None
 
     def factors(self, config: Config) -> dict[str, Floats]:
         rotations = self.rope(config)
