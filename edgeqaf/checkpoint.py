@@ -4,7 +4,7 @@
                                    of config.json that names our quantizer (`edgeqaf.companions`)
     model.safetensors              for each quantized tensor  NAME.codes  [out, in * width / 8] uint8
                                                               NAME.scale, NAME.zero and so on (`edgeqaf.parts`)
-                                   for each float tensor      NAME        bfloat16 where exact, else float32
+                                   for each float tensor      NAME        bfloat16 or float16 where exact, else float32
     edgeqaf.json                   format version, kind, grid and digest per tensor, Merkle root,
                                    root of the parent, tool versions, the options of the command
 
@@ -14,27 +14,31 @@ paths inside: the same input gives the same bytes.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import ml_dtypes
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
-from edgeqaf import __version__, parts, plugins
+from edgeqaf import __version__, plugins
 from edgeqaf.companions import CONFIG, QUANTIZATION, companions_digest, copy_companions, name_quantizer
 from edgeqaf.digest import Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
-from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import read_json, write_json
-from edgeqaf.packing import pack_codes, unpack_codes
-from edgeqaf.qtensor import QTensor, check
+from edgeqaf.qtensor import QTensor
 from edgeqaf.staging import staged
+from edgeqaf.tensorfile import TensorWriter
+from edgeqaf.weightsfile import FLOAT32, WeightsFile, pack, stored
 
 FORMAT = 1
 MANIFEST = "edgeqaf.json"
 WEIGHTS = "model.safetensors"
+
+
+@runtime_checkable
+class Outlined(Protocol):
+    """Tensors that know their grids and shapes before they are read."""
+
+    def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """See `QModel.outline`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,18 @@ class QModel:
     @property
     def root(self) -> str:
         return str(self.manifest["root"])
+
+    def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> (grid, or "float32", and shape) of each tensor; where a file or manifest tells, none is read."""
+        stated = self.manifest.get("tensors")
+        if stated is not None:
+            return {name: (entry["grid"], tuple(entry["shape"])) for name, entry in stated.items()}
+        if isinstance(self.tensors, Outlined):
+            return dict(self.tensors.outline())
+        return {
+            name: (tensor.grid.name if isinstance(tensor, QTensor) else FLOAT32, tuple(map(int, tensor.shape)))
+            for name, tensor in self.tensors.items()
+        }
 
     def quantized(self) -> Iterator[tuple[str, QTensor]]:
         """The quantized tensors in sorted order of their names."""
@@ -81,32 +97,28 @@ def save(
 ) -> QModel:
     """Write ``model`` as the folder ``target``, re-read it, and return it as loaded from there.
 
-    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest.
+    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest. One tensor is in memory at a time.
     """
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    entries: dict[str, dict[str, Any]] = {}
-    for name in sorted(model.tensors):
-        tensor = model.tensors[name]
-        grid = tensor.grid.name if isinstance(tensor, QTensor) else "float32"
-        entries[name] = {"grid": grid, "shape": [int(n) for n in tensor.shape], "digest": tensor_digest(name, tensor)}
-        arrays |= _pack(name, tensor)
-    manifest = {
-        "format": FORMAT,
-        "kind": kind,
-        "root": merkle_root({n: e["digest"] for n, e in entries.items()}),
-        "parent": parent,
-        "tensors": entries,
-        "tool": {"edgeqaf": __version__},
-        "options": dict(options),
-        **(extra or {}),
-    }
-    with staged(target, force=force, needed_bytes=sum(a.nbytes for a in arrays.values()) + 2**20) as part:
+    outline = model.outline()
+    shapes = {key: shape for name, (grid, shape) in outline.items() for key, shape in stored(name, grid, shape)}
+    with staged(target, force=force, needed_bytes=4 * sum(map(prod, shapes.values())) + 2**20) as part:
         part.mkdir()
         copy_companions(model.folder, part)
         if (part / CONFIG).is_file():
             name_quantizer(part)
-        manifest["companions"] = companions_digest(part)
-        save_file(arrays, part / WEIGHTS, metadata={"format": "pt"})
+        entries: dict[str, dict[str, Any]] = {}
+        with TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file:
+            for name in sorted(outline):
+                grid, shape = outline[name]
+                tensor = model.tensors[name]
+                entries[name] = {"grid": grid, "shape": [int(n) for n in shape], "digest": tensor_digest(name, tensor)}
+                for key, array in pack(name, tensor).items():
+                    file.add(key, array)
+        manifest = {
+            "format": FORMAT, "kind": kind, "root": merkle_root({n: e["digest"] for n, e in entries.items()}),
+            "parent": parent, "tensors": entries, "tool": {"edgeqaf": __version__}, "options": dict(options),
+            **(extra or {}), "companions": companions_digest(part),
+        }  # fmt: skip
         write_json(part / MANIFEST, manifest)
         verify(load(part))
     return load(target)
@@ -121,7 +133,9 @@ def load(folder: Path) -> QModel:
         )
     config = read_json(folder / CONFIG)
     config.pop(QUANTIZATION, None)
-    return QModel(config, _FolderTensors(folder / WEIGHTS, _entries(folder, manifest)), folder, manifest)
+    return QModel(
+        config, WeightsFile(folder / WEIGHTS, folder / MANIFEST, _entries(folder, manifest)), folder, manifest
+    )
 
 
 def _entries(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -184,65 +198,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "use the edgeqaf version that wrote it",
         )
     return manifest
-
-
-def _pack(name: str, tensor: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-    if not isinstance(tensor, QTensor):
-        tensor = np.asarray(tensor, order="C")  # save_file writes memory as it lies
-        narrow = tensor.astype(ml_dtypes.bfloat16)
-        return {name: narrow if (narrow.astype(np.float32).view(np.uint32) == tensor.view(np.uint32)).all() else tensor}
-    stored = parts.split(check(tensor, name))
-    stored[parts.CODES] = pack_codes(tensor.codes, tensor.grid)
-    return {f"{name}.{part}": np.asarray(array, order="C") for part, array in stored.items()}
-
-
-class _FolderTensors(Mapping[str, Tensor]):
-    """Tensors of a model folder, read and checked one at a time."""
-
-    def __init__(self, file: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
-        self._entries = entries
-        try:
-            self._file = safe_open(file, framework="numpy")
-        except (OSError, SafetensorError) as error:
-            raise Refused(
-                f"{file}: {error}", "the file is missing, truncated or corrupt; make the folder again"
-            ) from None
-        expected = {key for name, entry in entries.items() for key in _keys(name, entry["grid"])}
-        for key in sorted(expected ^ set(self._file.keys())):
-            found, wanted = (file.name, MANIFEST) if key not in expected else (MANIFEST, file.name)
-            raise Refused(f"{file.parent}: {key} is in {found} but not in {wanted}", "make the folder again")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __getitem__(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        if entry["grid"] == "float32":
-            return self._read(name).astype(np.float32)
-        grid: Grid = plugins.find("grids", entry["grid"])
-        types = parts.dtypes(grid) | {parts.CODES: np.dtype(np.uint8)}
-        stored = {part: self._read(f"{name}.{part}", dtype) for part, dtype in types.items()}
-        stored[parts.CODES] = unpack_codes(stored[parts.CODES], grid)
-        return check(parts.join(grid, stored), name)
-
-    def _read(self, key: str, dtype: np.dtype[Any] | None = None) -> np.ndarray[Any, Any]:
-        try:
-            values = np.asarray(self._file.get_tensor(key))
-        except SafetensorError as error:
-            raise Refused(f"tensor {key}: {error}", "the folder is incomplete; make it again") from None
-        if dtype is not None and (values.dtype != dtype or values.ndim != 2):
-            raise Refused(
-                f"tensor {key} is {values.dtype} {list(values.shape)}, not a matrix of {dtype}",
-                "the file is corrupt; make the folder again",
-            )
-        return values
-
-
-def _keys(name: str, grid: str) -> list[str]:
-    """The arrays of ``model.safetensors`` that hold one logical tensor."""
-    if grid == "float32":
-        return [name]
-    return [f"{name}.{part}" for part in parts.dtypes(plugins.find("grids", grid))]

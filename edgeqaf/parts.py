@@ -38,6 +38,13 @@ def dtypes(grid: Grid) -> dict[str, np.dtype[Any]]:
     return stored if grid.zero is Zero.NONE else stored | {"zero": byte if grid.zero is Zero.CODE else half}
 
 
+def shapes(grid: Grid, shape: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """The shapes of the parts of a tensor [out, in] on ``grid``."""
+    out, inputs = shape
+    each = {CODES: 1, "d": grid.unit, "dmin": grid.unit}
+    return {part: (out, inputs // each.get(part, grid.block)) for part in dtypes(grid)}
+
+
 def split(q: QTensor) -> dict[str, NDArray[Any]]:
     """The parts of ``q``, a numpy QTensor at rest."""
     source = q if q.supers is None else q.supers

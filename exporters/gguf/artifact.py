@@ -4,6 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeqaf import plugins
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
@@ -108,7 +111,7 @@ def _grids(contents: Contents) -> dict[str, str]:
     return grids
 
 
-def _tensor(raw: memoryview, info: TensorInfo, grid: str | None, name: str) -> Tensor:
+def _tensor(raw: NDArray[np.uint8], info: TensorInfo, grid: str | None, name: str) -> Tensor:
     if grid is not None:
         if len(info.shape) != 2:
             raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)

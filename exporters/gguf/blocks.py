@@ -53,7 +53,7 @@ def pack(q: QTensor) -> NDArray[np.void]:
     return blocks
 
 
-def unpack(raw: bytes | memoryview, grid: Grid, shape: tuple[int, int]) -> QTensor:
+def unpack(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -> QTensor:
     """The inverse of `pack`: the tensor of ``shape`` [out, in] that ``raw`` holds, unchecked.
 
     A code that the carrier has and the grid lacks comes out beyond the grid, where `check` refuses it.

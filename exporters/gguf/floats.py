@@ -11,9 +11,9 @@ from exporters.gguf.layouts import BF16, F16, F32
 TYPES = {F32: np.dtype("<f4"), F16: np.dtype("<f2"), BF16: np.dtype(ml_dtypes.bfloat16)}
 
 
-def widen(raw: memoryview, kind: int, shape: tuple[int, ...], name: str) -> Floats:
+def widen(raw: NDArray[np.uint8], kind: int, shape: tuple[int, ...], name: str) -> Floats:
     """The values of a tensor; Refused where one is not finite."""
-    values = np.frombuffer(raw, TYPES[kind]).reshape(shape).astype(np.float32)
+    values: Floats = raw.view(TYPES[kind]).reshape(shape).astype(np.float32)
     if not np.isfinite(values).all():
         index = [int(i[0]) for i in np.nonzero(~np.isfinite(values))]
         raise Refused(

@@ -18,6 +18,7 @@ from edgeqaf.checkpoint import QModel
 from edgeqaf.companions import FRAME
 from edgeqaf.errors import Refused
 from edgeqaf.qtensor import QTensor
+from edgeqaf.untrusted import Seen
 from exporters.gguf import families
 from exporters.gguf.artifact import SIZES, StoredTensors, places_in
 from exporters.gguf.blocks import pack
@@ -34,9 +35,9 @@ def save_frame(stored: StoredTensors, folder: Path) -> None:
     """Write the frame of a file into ``folder``."""
     contents = stored.contents
     factors = [info for name, info in contents.tensors.items() if name in stored.family.factor_names]
-    arrays = {info.name: np.frombuffer(contents.raw(info), np.uint8) for info in factors}
-    arrays[HEADER] = np.frombuffer(contents.read(0, contents.start), np.uint8)
-    arrays[LENGTH] = np.array([contents.end], "<u8")
+    arrays = {info.name: contents.raw(info) for info in factors}
+    arrays[HEADER] = np.frombuffer(contents.header(), np.uint8)
+    arrays[LENGTH] = np.array([contents.seen.size], "<u8")
     save_file(arrays, folder / FRAME)
 
 
@@ -51,7 +52,7 @@ class Frame:
             self.size = int(self._arrays[LENGTH][0])
         except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise Refused(f"{path}: {error}", AGAIN) from None
-        self.contents: Contents = parse_header(BytesIO(self._header), self.size, path, SIZES)
+        self.contents: Contents = parse_header(BytesIO(self._header), Seen(path, self.size, ()), SIZES)
         self._family = families.of_file(self.contents.metadata)
         self._places = {place.stored: place for place in places_in(self.contents, self._family)}
 

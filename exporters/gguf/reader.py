@@ -6,9 +6,7 @@ leave gaps (their offsets must be the ones their sizes imply, as ggml demands to
 no field accounts for.
 """
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.errors import Refused
+from edgeqaf.untrusted import Seen, open_regular
 from exporters.gguf.container import (
     ALIGNMENT,
     BLANK,
@@ -44,38 +43,35 @@ PRINTABLE = re.compile(rb"[!-.0-~]+")  # printable ASCII without the slash
 class Contents:
     """A parsed header.
 
-    start, end: where in the file the data begins, and where the file ends, in bytes; stamp: which file it was.
+    start: where in the file the data begins, in bytes.
     """
 
-    path: Path
+    seen: Seen
     metadata: Mapping[str, Value]
     tensors: Mapping[str, TensorInfo]
     alignment: int
     start: int
-    end: int
-    stamp: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.seen.path
 
     def padding(self, info: TensorInfo) -> int:
         """Bytes between a tensor and the next, or the end of the file, which need not be aligned."""
-        return min(padded(info.offset + info.size, self.alignment), self.end - self.start) - info.offset - info.size
+        return (
+            min(padded(info.offset + info.size, self.alignment), self.seen.size - self.start) - info.offset - info.size
+        )
 
-    def raw(self, info: TensorInfo) -> memoryview:
+    def raw(self, info: TensorInfo) -> NDArray[np.uint8]:
         """A tensor's bytes; refuses padding after it that is not zero."""
-        data = memoryview(self.read(self.start + info.offset, info.size + self.padding(info)))
-        if any(data[info.size :]):
+        data = self.seen.read(self.start + info.offset, info.size + self.padding(info))
+        if data[info.size :].any():
             raise Refused(f"{self.path}: {info.name} is followed by padding that is not zero", DAMAGED)
         return data[: info.size]
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Bytes of the file that was parsed; refuses one that changed since, or ends before them."""
-        with open_regular(self.path) as file:
-            if _stamp(file) != self.stamp:
-                raise Refused(f"{self.path} changed while it was read", "leave the file alone and try again")
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) != size:
-            raise Refused(f"{self.path} ends at byte {offset + len(data)}, {offset + size} expected", DAMAGED)
-        return data
+    def header(self) -> bytes:
+        """The bytes before the data."""
+        return self.seen.read(0, self.start).tobytes()
 
 
 def check_seal(contents: Contents) -> bool:
@@ -92,7 +88,7 @@ def check_seal(contents: Contents) -> bool:
         raise Refused(
             f"{path}: its last metadata value is no {SEAL}", "the file was damaged or edited; export it again"
         )
-    header = contents.read(0, contents.start)
+    header = contents.header()
     expected = header_digest(header, found)
     if found != expected:
         raise Refused(
@@ -102,34 +98,16 @@ def check_seal(contents: Contents) -> bool:
     return True
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; refuse what is missing, a folder, a pipe or a device."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}", "check the path") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Refused(f"{path} is not a regular file", "pass a .gguf file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _stamp(file: BinaryIO) -> tuple[int, ...]:
-    status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def parse(path: Path, sizes: Mapping[int, tuple[int, int]]) -> Contents:
     """Read and validate the header of ``path``. sizes: ggml type -> (weights, bytes) per block."""
     with open_regular(path) as file:
-        return parse_header(file, os.fstat(file.fileno()).st_size, path, sizes, _stamp(file))
+        return parse_header(file, Seen.of(file, path), sizes)
 
 
-def parse_header(
-    file: BinaryIO, size: int, path: Path, sizes: Mapping[int, tuple[int, int]], stamp: tuple[int, ...] = ()
-) -> Contents:
-    """`parse` of the header that ``file`` begins with, of a file of ``size`` bytes; path is for messages."""
-    reader = _Reader(file, path, size)
+def parse_header(file: BinaryIO, seen: Seen, sizes: Mapping[int, tuple[int, int]]) -> Contents:
+    """`parse` of the header that ``file`` begins with, which may be all of the file that is there."""
+    size = seen.size
+    reader = _Reader(file, seen.path, size)
     if reader.take(4, "magic") != MAGIC:
         raise reader.refusal("the first four bytes are not GGUF")
     version = reader.integer("<u4", "version")
@@ -159,7 +137,7 @@ def parse_header(
     if start + last > size or size > start + end:
         name = next(reversed(infos), "the header")
         raise reader.refusal(f"{size} bytes long, but {name} ends at byte {start + last}")
-    return Contents(path, metadata, infos, alignment, start, size, stamp)
+    return Contents(seen, metadata, infos, alignment, start)
 
 
 class _Reader:

@@ -19,6 +19,7 @@ from edgeqaf.errors import GridError, OutOfResources, Refused, UsageError
 from edgeqaf.packing import pack_codes, unpack_codes
 from edgeqaf.parts import join, split
 from edgeqaf.qtensor import QTensor, check
+from edgeqaf.tensorfile import TensorWriter
 
 CONFIG = {"model_type": "llama", "hidden_size": 96, "rms_norm_eps": 1e-5, "name": "Grüße"}
 FLOATS = {
@@ -215,13 +216,18 @@ def test_a_tensor_off_its_grid_is_never_saved(source, tmp_path):
 def test_a_disk_that_keeps_other_bits_than_it_was_given_is_found_out_before_the_folder_is_visible(
     source, tmp_path, monkeypatch
 ):
-    def save_file_on_a_bad_disk(arrays, path, metadata):
-        save_file(arrays, path, metadata)
-        damaged = bytearray(path.read_bytes())
-        damaged[-1] ^= 1
-        path.write_bytes(damaged)
+    class WriterOnABadDisk(TensorWriter):
+        def __init__(self, path, *rest):
+            super().__init__(path, *rest)
+            self.path = path
 
-    monkeypatch.setattr(checkpoint, "save_file", save_file_on_a_bad_disk)
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            damaged = bytearray(self.path.read_bytes())
+            damaged[-1] ^= 1
+            self.path.write_bytes(damaged)
+
+    monkeypatch.setattr(checkpoint, "TensorWriter", WriterOnABadDisk)
     with pytest.raises(Refused, match="does not match its digest"):
         save_base(source, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
