@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from edgeqaf import __version__, plugins
 from edgeqaf.companions import CONFIG, QUANTIZATION, companions_digest, copy_companions, name_quantizer
+from edgeqaf.console import progress
 from edgeqaf.digest import Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json, write_json
@@ -107,13 +108,14 @@ def save(
         if (part / CONFIG).is_file():
             name_quantizer(part)
         entries: dict[str, dict[str, Any]] = {}
-        with TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file:
-            for name in sorted(outline):
+        with TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file, progress("write", len(outline)) as advance:
+            for done, name in enumerate(sorted(outline), 1):
                 grid, shape = outline[name]
                 tensor = model.tensors[name]
                 entries[name] = {"grid": grid, "shape": [int(n) for n in shape], "digest": tensor_digest(name, tensor)}
                 for key, array in pack(name, tensor).items():
                     file.add(key, array)
+                advance(done, name)
         manifest = {
             "format": FORMAT, "kind": kind, "root": merkle_root({n: e["digest"] for n, e in entries.items()}),
             "parent": parent, "tensors": entries, "tool": {"edgeqaf": __version__}, "options": dict(options),

@@ -9,6 +9,12 @@ from edgeqaf.checkpoint import QModel
 GGUF = ".gguf"
 
 
+def plan(file: Path, tokenizer: Path | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (grid, or "float32", and shape) of each tensor of a GGUF file, from its header; raises Refused."""
+    with TemporaryDirectory() as folder:
+        return dict(plugins.find("exporters", "gguf").open_base(file, Path(folder), tokenizer).outline())
+
+
 def import_base(file: Path, out: Path, tokenizer: Path | None = None, *, force: bool = False) -> QModel:
     """Write the base folder ``out`` of a GGUF file and return it.
 

@@ -1,5 +1,6 @@
 """quantize: choose codes and scales for a float model."""
 
+from math import prod
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ def command(
     from edgeqaf.console import emit, say, table
 
     if model.suffix == ".gguf":
-        _import(model, output, grid, tokenizer, force=force, json=json)
+        _import(model, output, grid, tokenizer, force=force, dry_run=dry_run, json=json)
         return
     grid = grid or "q4_0"
     planned = quantize.plan(model, grid)
@@ -54,20 +55,30 @@ def command(
         emit({"output": str(output), "root": base.root, "grid": grid, "weights": weights, "misfits": planned.misfits})
 
 
-def _import(file: Path, output: Path, grid: str | None, tokenizer: Path | None, *, force: bool, json: bool) -> None:
+def _import(
+    file: Path, output: Path, grid: str | None, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool
+) -> None:
     from collections import Counter
 
-    from edgeqaf.console import emit, say
+    from edgeqaf import imported
+    from edgeqaf.console import emit, say, table
     from edgeqaf.errors import UsageError
-    from edgeqaf.imported import import_base
 
     if grid is not None:
         raise UsageError(f"--grid {grid} is for float models", "leave it out: a GGUF file keeps the grids it has")
+    if dry_run:
+        planned = imported.plan(file, tokenizer)
+        table(
+            "Plan", ("tensor", "shape", "stored as"), ((n, " x ".join(map(str, s)), g) for n, (g, s) in planned.items())
+        )
+        if json:
+            emit({"tensors": {name: grid for name, (grid, _) in planned.items()}})
+        return
     claim(output, "base", force)
-    base = import_base(file, output, tokenizer, force=force)
-    weights = Counter[str]()
-    for _, q in base.quantized():
-        weights[q.grid.name] += q.size
+    base = imported.import_base(file, output, tokenizer, force=force)
+    weights: Counter[str] = Counter()
+    for found, shape in base.outline().values():
+        weights[found] += prod(shape)
     shares = ", ".join(f"{count:,} on {name}" for name, count in weights.most_common())
     say(f"{output}: {sum(weights.values()):,} weights ({shares}), root {base.root[:12]}")
     say(f"next: edgeqaf finetune {output} --data train.jsonl -o run")

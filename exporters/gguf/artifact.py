@@ -47,6 +47,10 @@ class StoredTensors(Mapping[str, Stored]):
             self[name]
         return self
 
+    def grid(self, name: str) -> str:
+        """The grid of a logical tensor, "float32" where it has none."""
+        return self._grids.get(self.places[name].stored, "float32")
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 

@@ -38,6 +38,10 @@ class ImportedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """`edgeqaf.checkpoint.QModel.outline`, from the file's header alone."""
+        return {name: (self._stored.grid(name), place.shape) for name, place in self._stored.places.items()}
+
     def __getitem__(self, name: str) -> Tensor:
         tensor, place = self._stored[name].tensor, self._stored.places[name]
         if place.added and isinstance(tensor, np.ndarray):
