@@ -25,6 +25,7 @@ from edgeqaf.grid import Grid, Zero
 from edgeqaf.qtensor import QTensor, Supers
 
 CODES = "codes"
+NAMES = (CODES, "scale", "zero", "d", "scales", "dmin", "mins")
 
 
 def dtypes(grid: Grid) -> dict[str, np.dtype[Any]]:

@@ -17,12 +17,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from edgeqaf import checkpoint
+from edgeqaf import checkpoint, parts
 from edgeqaf.companions import QUANT_METHOD
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.packed import Packed
 from edgeqaf.qtensor import QTensor
+from edgeqaf.source import EMBEDDING, HEAD, is_linear
 
 PARTS = ("codes", "scale", "zero")
 
@@ -75,18 +76,23 @@ class GridQuantizer(HfQuantizer):  # type: ignore[misc]
             _require_shape(name, tensor, wanted[name])
             if isinstance(tensor, QTensor):
                 self._replace(model, name, tensor)
-        ours = {rf"\.weight\.{part}$" for part in PARTS}
+                if name == EMBEDDING and HEAD not in stored.tensors:  # the head reads the same integers
+                    self._replace(model, HEAD, tensor)
+                    model.all_tied_weights_keys = {}
+        ours = {rf"\.weight\.{part}$" for part in parts.NAMES}
         model._keys_to_ignore_on_load_unexpected = ours | set(model._keys_to_ignore_on_load_unexpected or ())
 
     def _replace(self, model: nn.Module, name: str, tensor: QTensor) -> None:
-        """A QLinear without data in the model, where transformers finds out which device it belongs on."""
-        from edgeqaf.nn import QLinear
+        """Our module without data in the model, where transformers finds out which device it belongs on."""
+        from edgeqaf.ends import place
 
         path = name.removesuffix(".weight")
-        parent, _, child = path.rpartition(".")
-        layer = QLinear(tensor, model.get_submodule(path).bias)  # type: ignore[arg-type]
-        self._waiting[path] = layer.base
-        setattr(model.get_submodule(parent), child, layer.to("meta"))
+        former: Any = model.get_submodule(path)
+        config: Any = model.config
+        linear, bias = is_linear(config.model_type, name), getattr(former, "bias", None)
+        module = place(model, name, tensor, linear=linear, bias=bias)
+        self._waiting[path] = module.base  # type: ignore[assignment]
+        module.to("meta")
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for path, base in self._waiting.items():

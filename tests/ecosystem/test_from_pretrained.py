@@ -13,7 +13,9 @@ import edgeqaf.hf.quantizer
 from edgeqaf import checkpoint, dist, plugins
 from edgeqaf.checkpoint import MANIFEST, WEIGHTS
 from edgeqaf.companions import LINE, companions_digest
+from edgeqaf.ends import QEmbedding, QHead
 from edgeqaf.errors import Refused
+from edgeqaf.imported import import_base
 from edgeqaf.modeling import build
 from edgeqaf.nn import QLinear, qlinears
 from edgeqaf.quantize import quantize
@@ -224,3 +226,14 @@ def test_a_quantized_source_is_refused(copy, tiny_float_model, tmp_path):
     with pytest.raises(Refused, match=r"config\.json has a quantization_config"):
         quantize(folder, tmp_path / "base", "q4_0", "rtn")
     assert not (tmp_path / "base").exists()
+
+
+def test_a_folder_from_a_gguf_file_loads_with_both_ends_quantized(shared, tmp_path):
+    base = import_base(shared / "models" / "storyteller-6m-gguf" / "storyteller-Q4_K_M.gguf", tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, build(base.config, base.tensors)(input_ids=ids).logits)
+        assert model.generate(ids[:, :5], max_new_tokens=5, do_sample=False).shape == (1, 10)
+    assert isinstance(model.get_input_embeddings(), QEmbedding)
+    assert isinstance(model.lm_head, QHead)
