@@ -17,14 +17,17 @@ from edgeqaf.packed import Packed, unpack
 reference: Any = fold_product.__wrapped__  # type: ignore[attr-defined]
 
 
-def factors(out: int, blocks: int, rank: int, seed: int, spread: float) -> tuple[torch.Tensor, ...]:
+def factors(grid: Grid, out: int, blocks: int, rank: int, seed: int, spread: float) -> tuple[torch.Tensor, ...]:
     """b, a, factor, start: with entries beyond the bounds of the exact product, factors of both signs and zero."""
     generator = torch.Generator().manual_seed(seed)
-    b, a = torch.randn(out, rank, generator=generator) * spread, torch.randn(rank, blocks * 32, generator=generator)
+    b, a = (
+        torch.randn(out, rank, generator=generator) * spread,
+        torch.randn(rank, blocks * grid.block, generator=generator),
+    )
     factor = torch.randn(out, blocks, generator=generator, dtype=torch.float64)
     factor[0, 0] = 0
     a[0, 0], b[0, 0] = 1e9, -1e9
-    return b, a, factor, torch.randint(-64, 64, (out, blocks * 32), generator=generator, dtype=torch.int8)
+    return b, a, factor, torch.randint(-64, 64, (out, blocks * grid.block), generator=generator, dtype=torch.int8)
 
 
 def folded(base: Packed, *others: torch.Tensor | None) -> torch.Tensor:
@@ -36,7 +39,7 @@ def folded(base: Packed, *others: torch.Tensor | None) -> torch.Tensor:
 def test_codes_are_the_references(grid: Grid) -> None:
     base = random_packed(grid, 37, 3, 0)
     for spread, rank in ((0.1, 1), (2.0, 4), (100.0, 3)):
-        b, a, factor, start = factors(37, 3, rank, rank, spread)
+        b, a, factor, start = factors(grid, 37, 3, rank, rank, spread)
         for given_start in (None, start):
             found = folded(base, b, a, factor, given_start)
             assert torch.equal(found, reference(base, b, a, factor, given_start))
@@ -46,7 +49,7 @@ def test_codes_are_the_references(grid: Grid) -> None:
 def test_the_largest_rank() -> None:
     grid = next(grid for grid in GRIDS if grid.name == "q8_0")
     base = random_packed(grid, 32, 4, 0)
-    b, a, factor, start = factors(32, 4, MAX_RANK, 0, 20.0)
+    b, a, factor, start = factors(grid, 32, 4, MAX_RANK, 0, 20.0)
     assert torch.equal(folded(base, b, a, factor, start), reference(base, b, a, factor, start))
 
 
@@ -54,7 +57,7 @@ def test_the_largest_rank() -> None:
 @settings(max_examples=12, deadline=None)
 def test_any_shape(grid: Grid, out: int, blocks: int, rank: int, seed: int) -> None:
     base = random_packed(grid, out, blocks, seed)
-    b, a, factor, start = factors(out, blocks, rank, seed, 1.0)
+    b, a, factor, start = factors(grid, out, blocks, rank, seed, 1.0)
     assert torch.equal(folded(base, b, a, factor, start), reference(base, b, a, factor, start))
 
 

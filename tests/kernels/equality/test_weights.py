@@ -20,9 +20,11 @@ def reference(packed: Packed, rows: slice, dtype: torch.dtype) -> torch.Tensor:
 
 
 def all_codes(grid: Grid) -> torch.Tensor:
-    """int8 [n, 32]: blocks that hold every code of the grid between them."""
+    """int8 [n, block]: blocks that hold every code of the grid between them."""
     codes = np.arange(grid.lo, grid.hi + 1)
-    return torch.from_numpy(np.resize(codes, max(len(codes), 32)).astype(np.int8)).view(-1, 32)
+    return torch.from_numpy(np.resize(codes, -(-len(codes) // grid.block) * grid.block).astype(np.int8)).view(
+        -1, grid.block
+    )
 
 
 def every_pair(grid: Grid, scales: torch.Tensor, zeros: torch.Tensor) -> Packed:
