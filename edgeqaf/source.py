@@ -76,6 +76,10 @@ class FloatModel(Mapping[str, Floats]):
         file, stored = self._files[name]
         return tuple(file.get_slice(stored).get_shape())
 
+    def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """`edgeqaf.checkpoint.QModel.outline`; no tensor is read for it."""
+        return {name: ("float32", self.shape(name)) for name in self}
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._files))
 

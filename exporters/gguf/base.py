@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from edgeqaf.checkpoint import QModel
-from edgeqaf.companions import CONFIG, TOKENIZER_FILES
+from edgeqaf.companions import CONFIG, TOKENIZER_FILES, copy_companions
 from edgeqaf.digest import Floats, Tensor
 from edgeqaf.errors import Refused
-from edgeqaf.jsonfile import write_json
+from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.source import HEAD
 from exporters.gguf.artifact import StoredTensors
 from exporters.gguf.floats import widen
@@ -56,12 +56,17 @@ class ImportedTensors(Mapping[str, Tensor]):
         return tensor
 
 
-def open_base(path: Path, folder: Path, tokenizer: Path | None = None) -> QModel:
+def open_base(path: Path, folder: Path, tokenizer: Path | None = None, source: Path | None = None) -> QModel:
     """The model in a GGUF file; its companion files are written into ``folder``, an empty one.
 
     tokenizer: a Hugging Face folder to take the tokenizer from instead of the file's metadata.
+    source: the Hugging Face folder that the file was made from, to take all companion files from.
     """
     stored = StoredTensors(path)
+    save_frame(stored, folder)
+    if source is not None:
+        copy_companions(source, folder)
+        return QModel(read_json(folder / CONFIG), ImportedTensors(stored), folder)
     metadata = stored.contents.metadata
     special = _special_ids(metadata)
     config = stored.family.config(metadata, _factors(stored)) | special
@@ -79,7 +84,6 @@ def open_base(path: Path, folder: Path, tokenizer: Path | None = None) -> QModel
     write_json(folder / CONFIG, config)
     if special:
         write_json(folder / "generation_config.json", special)
-    save_frame(stored, folder)
     return QModel(config, ImportedTensors(stored), folder)
 
 

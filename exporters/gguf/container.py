@@ -78,16 +78,19 @@ def describe_tensors(tensors: Iterable[tuple[str, tuple[int, ...], int, int]]) -
 
 
 def seal(metadata: Mapping[str, Value], tensors: list[TensorInfo]) -> bytes:
-    """The header, padded to where the data begins, with its own SHA-256 as the last metadata value."""
-    entries = {**metadata, SEAL: string(BLANK)}
+    """`plain_header` with its own SHA-256 as the last metadata value."""
+    before, _, after = plain_header({**metadata, SEAL: string(BLANK)}, tensors).rpartition(BLANK)
+    return before + header_digest(before + BLANK + after, BLANK) + after
+
+
+def plain_header(entries: Mapping[str, Value], tensors: list[TensorInfo]) -> bytes:
+    """The header, padded to where the data begins."""
     header = MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(entries))
     header += b"".join(_packed_string(key.encode()) + _packed_value(value) for key, value in entries.items())
     for info in tensors:
         header += _packed_string(info.name.encode()) + struct.pack("<I", len(info.shape))
         header += struct.pack(f"<{len(info.shape)}QIQ", *reversed(info.shape), info.type, info.offset)
-    header = header.ljust(padded(len(header)), b"\0")
-    before, _, after = header.rpartition(BLANK)
-    return before + header_digest(header, BLANK) + after
+    return header.ljust(padded(len(header)), b"\0")
 
 
 def header_digest(header: bytes, found: bytes) -> bytes:

@@ -19,6 +19,7 @@ from edgeqaf.companions import FRAME
 from edgeqaf.errors import Refused
 from edgeqaf.qtensor import QTensor
 from edgeqaf.untrusted import Seen
+from edgeqaf.weightsfile import FLOAT32
 from exporters.gguf import families
 from exporters.gguf.artifact import SIZES, StoredTensors, places_in
 from exporters.gguf.blocks import pack
@@ -42,36 +43,40 @@ def save_frame(stored: StoredTensors, folder: Path) -> None:
 
 
 class Frame:
-    """The frame of a model folder. contents: the header; size: of the whole file, in bytes."""
+    """The file that ``model`` came as, with its tensors now. size: in bytes.
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / FRAME
+    Raises Refused for tensors that are not the file's, or not on its grids.
+    """
+
+    def __init__(self, model: QModel) -> None:
+        path = model.folder / FRAME
+        self._model = model
         try:
             self._arrays: dict[str, NDArray[Any]] = load_file(path)
             self._header = self._arrays[HEADER].tobytes()
             self.size = int(self._arrays[LENGTH][0])
         except (OSError, SafetensorError, KeyError, IndexError) as error:
             raise Refused(f"{path}: {error}", AGAIN) from None
-        self.contents: Contents = parse_header(BytesIO(self._header), Seen(path, self.size, ()), SIZES)
-        self._family = families.of_file(self.contents.metadata)
-        self._places = {place.stored: place for place in places_in(self.contents, self._family)}
+        self._contents: Contents = parse_header(BytesIO(self._header), Seen(path, self.size, ()), SIZES)
+        family = families.of_file(self._contents.metadata)
+        self._places = {place.stored: place for place in places_in(self._contents, family)}
+        self._require_grids({name: grid for name, (grid, _) in model.outline().items()})
 
-    def write(self, model: QModel, file: BinaryIO) -> None:
-        """Write the file with the tensors of ``model``, one at a time."""
+    def write(self, file: BinaryIO) -> None:
+        """Write all of it, one tensor at a time."""
         file.write(self._header)
-        for name, info in self.contents.tensors.items():
+        for name, info in self._contents.tensors.items():
             raw = self._arrays.get(name)
-            data = self._in_file_form(model, info) if raw is None else raw
+            data = self._in_file_form(info) if raw is None else raw
             whole = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
             if whole.nbytes != info.size:
                 raise Refused(f"{name} takes {whole.nbytes} bytes, {info.size} in the file it came from", AGAIN)
             file.write(whole.data)
-            file.write(bytes(self.contents.padding(info)))
+            file.write(bytes(self._contents.padding(info)))
 
-    def require(self, grids: dict[str, str]) -> None:
-        """Refuse tensors (logical name -> grid) that are not the file's, or not on its grids."""
+    def _require_grids(self, grids: dict[str, str]) -> None:
         expected = {
-            place.logical: "float32" if (kind := self.contents.tensors[name].type) in TYPES else LAYOUTS[kind].grid
+            place.logical: FLOAT32 if (kind := self._contents.tensors[name].type) in TYPES else LAYOUTS[kind].grid
             for name, place in self._places.items()
         }
         for name in sorted(grids.keys() | expected):
@@ -80,7 +85,7 @@ class Frame:
                     f"{name} is {grids.get(name, 'missing')}, in the GGUF file it came from {expected.get(name)}", AGAIN
                 )
 
-    def _in_file_form(self, model: QModel, info: TensorInfo) -> NDArray[Any]:
+    def _in_file_form(self, info: TensorInfo) -> NDArray[Any]:
         place = self._places[info.name]
-        tensor = place.to_file(model.tensors[place.logical])
+        tensor = place.to_file(self._model.tensors[place.logical])
         return pack(tensor) if isinstance(tensor, QTensor) else narrow(tensor, info.type, place.logical)

@@ -131,6 +131,35 @@ CONTEXT_LAYOUTS = (
 )
 
 
+# What else it has (``ftype``, and types that count all types) differs between releases in value, not in place.
+QuantizeParams = type(
+    "QuantizeParams",
+    (ParamsStruct,),
+    {
+        "_fields_": [
+            ("nthread", c_int32),
+            ("ftype", c_int),
+            ("output_tensor_type", c_int),
+            ("token_embedding_type", c_int),
+            ("allow_requantize", c_bool),
+            ("quantize_output_tensor", c_bool),
+            ("only_copy", c_bool),
+            ("pure", c_bool),
+            ("keep_split", c_bool),
+            ("imatrix", c_void_p),
+            ("kv_overrides", c_void_p),
+            ("tt_overrides", c_void_p),
+            ("prune_layers", c_void_p),
+            _TAIL,
+        ],
+        "defaults": {
+            "nthread": 0, "allow_requantize": False, "quantize_output_tensor": True, "only_copy": False, "pure": False,
+            "keep_split": False, "imatrix": None, "kv_overrides": None, "tt_overrides": None, "prune_layers": None,
+        },
+    },
+)  # fmt: skip
+
+
 class Batch(Structure):
     """``struct llama_batch``; null ``pos`` and ``seq_id`` mean: append to sequence 0."""
 

@@ -20,6 +20,7 @@ from runtime_tests.ggml.file import GgufFile
 from runtime_tests.ggml.library import Library, load
 from runtime_tests.ggml.matmul import Cpu, Matrix
 from runtime_tests.ggml.model import Model
+from runtime_tests.ggml.quantize import quantize
 
 REPACK = "repack"
 
@@ -45,6 +46,12 @@ class LlamaCpp:
     ) -> Iterator["LlamaCppSession"]:
         with ExitStack() as resources:
             yield LlamaCppSession(load(options.llama_lib), artifact.path, configuration, options.threads, resources)
+
+    def quantize(
+        self, source: Path, target: Path, kind: str, options: RuntimeOptions, *, pure: bool, imatrix: Path | None
+    ) -> str:
+        """Let llama.cpp quantize a float GGUF file to its file type ``kind``; return its version."""
+        return quantize(options.llama_lib, source, target, kind, threads=options.threads, pure=pure, imatrix=imatrix)
 
 
 class LlamaCppSession:

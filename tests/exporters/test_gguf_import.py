@@ -262,4 +262,4 @@ def test_a_damaged_frame_is_refused(tmp_path):
     base = import_base(write(tmp_path / "m.gguf", [GGML.Q4_0]), tmp_path / "base")
     (base.folder / FRAME).write_bytes((base.folder / FRAME).read_bytes()[:-9])
     with pytest.raises(Refused, match=FRAME):
-        Frame(base.folder)
+        Frame(base)

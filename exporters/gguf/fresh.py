@@ -1,0 +1,132 @@
+"""A GGUF file made from a model alone: metadata, tokenizer, and every tensor in its grid's block type."""
+
+from collections import Counter
+from collections.abc import Iterable
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.checkpoint import QModel
+from edgeqaf.digest import Tensor
+from edgeqaf.errors import Refused
+from edgeqaf.qtensor import QTensor
+from edgeqaf.source import HEAD
+from edgeqaf.weightsfile import FLOAT32
+from exporters.gguf import families
+from exporters.gguf.artifact import CARRIED
+from exporters.gguf.blocks import CARRIERS, pack
+from exporters.gguf.borrowed import borrowed_tokenizer
+from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, plain_header, seal
+from exporters.gguf.layouts import F32, F32_FILE
+from exporters.gguf.metadata import model_metadata
+from exporters.gguf.places import Dimensions, Place
+from exporters.gguf.tokenizer import tokenizer_metadata
+
+Outline = dict[str, tuple[str, tuple[int, ...]]]
+
+
+class Fresh:
+    """The file of ``model``, planned: everything but the tensors' values. size: in bytes.
+
+    sealed: whether the header carries its own digest. Raises Refused for what GGUF cannot carry.
+    """
+
+    def __init__(self, model: QModel, *, sealed: bool = True) -> None:
+        self._model = model
+        family = families.of_config(model.config)
+        family.check(model.config)
+        sizes, outline = family.dimensions(model.config), model.outline()
+        self._places = _placed(model, outline, list(family.places(sizes, tied=HEAD not in outline)), sizes)
+        self._factors = family.factors(model.config)
+        entries = [(name, values.shape, F32, values.nbytes) for name, values in self._factors.items()]
+        entries += [
+            (place.stored, place.shape, *_type_and_size(place, *outline[place.logical])) for place in self._places
+        ]
+        weights: Counter[int] = Counter()
+        for place in self._places:
+            grid, shape = outline[place.logical]
+            if grid in CARRIERS:
+                weights[CARRIERS[grid].layout.file_type] += prod(shape)
+        metadata = model_metadata(family, model.config, weights.most_common(1)[0][0] if weights else F32_FILE)
+        donor = model.tokenizer_from
+        metadata |= (
+            borrowed_tokenizer(donor, model.folder, sizes.vocab)
+            if donor
+            else tokenizer_metadata(model.folder, model.config, sizes.vocab)
+        )
+        metadata |= _carried((place.stored, outline[place.logical][0]) for place in self._places)
+        self._infos = describe_tensors(entries)
+        self._header = (seal if sealed else plain_header)(metadata, self._infos)
+
+    @property
+    def size(self) -> int:
+        return len(self._header) + sum(padded(info.size) for info in self._infos)
+
+    def write(self, file: BinaryIO) -> None:
+        """Write all of it, one tensor at a time."""
+        file.write(self._header)
+        infos = iter(self._infos)
+        for factors in self._factors.values():
+            _write(file, factors, next(infos))
+        for place, info in zip(self._places, infos, strict=True):
+            _write(file, _in_file_form(self._model.tensors[place.logical], place), info)
+
+
+def _placed(model: QModel, outline: Outline, places: list[Place], sizes: Dimensions) -> list[Place]:
+    """``places``, if they are those of the model's tensors."""
+    if sizes.layers > len(outline):
+        raise Refused(f"config.json: {sizes.layers} layers in {len(outline)} tensors", "fetch the model again")
+    unplaced = sorted(set(outline) ^ {place.logical for place in places})
+    if unplaced:
+        state = "has no place in" if unplaced[0] in outline else "is missing for"
+        raise Refused(
+            f"{unplaced[0]} {state} a {model.config['model_type']} model of {sizes.layers} layers in GGUF "
+            f"({len(unplaced)} such tensors)",
+            "config.json and the tensors must belong to one model",
+        )
+    return places
+
+
+def _carried(stored: Iterable[tuple[str, str]]) -> dict[str, Value]:
+    """For each grid that travels in another grid's block type, the names of its tensors."""
+    names: dict[str, list[bytes]] = {}
+    for name, grid in stored:
+        if grid in CARRIERS and CARRIERS[grid].layout.grid != grid:
+            names.setdefault(grid, []).append(name.encode())
+    return {CARRIED + grid: Value(Type.ARRAY, tensors, Type.STRING) for grid, tensors in sorted(names.items())}
+
+
+def _type_and_size(place: Place, grid: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    if shape != place.shape:
+        raise Refused(
+            f"{place.logical} has shape {list(shape)}, config.json implies {list(place.shape)}",
+            "config.json belongs to another model",
+        )
+    if grid == FLOAT32:
+        return F32, 4 * prod(shape)
+    if grid not in CARRIERS:
+        raise Refused(
+            f"{place.logical} is on grid {grid}, for which ggml has no block type",
+            f"quantize with one of {', '.join(CARRIERS)}, or leave GGUF out",
+        )
+    if len(shape) != 2:
+        raise Refused(f"{place.logical} is on grid {grid} but has shape {list(shape)}", "keep vectors in float")
+    layout = CARRIERS[grid].layout
+    return layout.ggml_type, prod(shape) // layout.weights * layout.block.itemsize
+
+
+def _in_file_form(tensor: Tensor, place: Place) -> NDArray[Any]:
+    tensor = place.to_file(tensor)
+    return pack(tensor) if isinstance(tensor, QTensor) else tensor.astype("<f4", copy=False)
+
+
+def _write(file: BinaryIO, values: NDArray[Any], info: TensorInfo) -> None:
+    raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+    if raw.nbytes != info.size:
+        raise Refused(
+            f"{info.name} takes {raw.nbytes} bytes, {info.size} by its model's manifest", "make the model folder again"
+        )
+    file.write(raw.data)
+    file.write(bytes(padded(raw.nbytes) - raw.nbytes))
