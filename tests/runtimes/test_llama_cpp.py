@@ -15,7 +15,7 @@ from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import Refused, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, Stored
-from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.qtensor import QTensor, Supers, decode
 from edgeqaf.report import compare_bits
 from edgeqaf.source import FloatModel
 from exporters.gguf.blocks import CARRIERS, pack
@@ -56,16 +56,29 @@ def storyteller(model_artifact: Artifact, configuration: Configuration) -> Itera
         yield session
 
 
-def random_tensor(grid_name: str, out: int = OUT, inputs: int = IN) -> QTensor:
+def width(grid_name: str) -> int:
+    """Inputs of a matrix on a grid: `IN`, or the next number of whole super-blocks."""
+    unit = plugins.find("grids", grid_name).unit
+    return -(-IN // unit) * unit
+
+
+def random_tensor(grid_name: str, out: int = OUT, inputs: int | None = None) -> QTensor:
     """Any codes, and parameters over all of float16: zeros, subnormals, both signs, up to 65504."""
     grid = plugins.find("grids", grid_name)
+    inputs = inputs or width(grid_name)
     rng = np.random.default_rng(0)
     codes = rng.integers(grid.lo, grid.hi + 1, (out, inputs)).astype(np.int8)
 
-    def halves() -> np.ndarray:
-        bits = rng.integers(0, 0x7C00, (out, inputs // grid.block)) | (rng.integers(0, 2, (out, 1)) << 15)
+    def halves(each: int = grid.block) -> np.ndarray:
+        bits = rng.integers(0, 0x7C00, (out, inputs // each)) | (rng.integers(0, 2, (out, 1)) << 15)
         return bits.astype(np.uint16).view(np.float16).astype(np.float32)
 
+    if grid.levels is not None:
+        spans = [span for span in (grid.levels.scale, grid.levels.zero) if span is not None]
+        level = [(halves(grid.unit), rng.integers(low, high + 1, (out, inputs // grid.block)).astype(np.int8))
+                 for low, high in spans]  # fmt: skip
+        supers = Supers(*(part for pair in level for part in pair))
+        return QTensor(grid, codes, supers.scale, supers.zero, supers)
     return QTensor(grid, codes, halves(), halves() if grid.zero.value == "offset" else None)
 
 
@@ -117,11 +130,15 @@ def test_weights_are_what_decode_says(grid: str, permuted: bool, tmp_path: Path)
 def test_every_weight_comes_out_of_the_kernel(grid: str, configuration: Configuration, tmp_path: Path):
     q = random_tensor(grid)
     artifact, stored = written(q, tmp_path / "m.gguf", np.random.default_rng(1).permutation(OUT))
-    y = linear(artifact, stored, configuration, 127 * np.eye(IN, dtype=np.float32))
+    y = linear(artifact, stored, configuration, 127 * np.eye(q.shape[1], dtype=np.float32))
     codes = q.codes.astype(np.float64) - q.grid.centre
-    zero = 0.0 if q.zero is None else q.zero.astype(np.float64).repeat(q.grid.block, 1)
-    weights = codes * q.scale.astype(np.float64).repeat(q.grid.block, 1) + zero  # exact: at most 51 bits
-    assert differing((127 * weights).astype(np.float32).T, y) == 0
+    zero = np.zeros(1) if q.zero is None else q.zero.astype(np.float64).repeat(q.grid.block, 1)
+    products = codes * q.scale.astype(np.float64).repeat(q.grid.block, 1)
+    if q.supers is None:
+        expected = (127 * (products + zero)).astype(np.float32)  # the sum is exact: at most 51 bits
+    else:  # kernels round either term before they add
+        expected = (127 * products).astype(np.float32) + (127 * zero).astype(np.float32)
+    assert differing(expected.T, y) == 0
 
 
 def test_dense_block_probes_are_exact(configuration: Configuration, tmp_path: Path):
