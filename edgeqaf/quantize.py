@@ -9,7 +9,7 @@ from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.console import Advance, progress
 from edgeqaf.digest import Tensor
-from edgeqaf.errors import Refused
+from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.packing import WIDTHS
 from edgeqaf.source import FloatModel
@@ -33,6 +33,11 @@ class Plan:
 def plan(folder: Path, grid_name: str) -> Plan:
     """Decide per tensor without reading weights; Refused when nothing would be quantized."""
     grid: Grid = plugins.find("grids", grid_name)
+    if grid.levels is not None:
+        raise UsageError(
+            f"{grid.name} keeps its scales in two levels, which only llama.cpp's quantizer chooses",
+            "import a GGUF file of that type, or let llama.cpp make one: --quantizer llama.cpp --type Q4_K_M",
+        )
     source = FloatModel(folder)
     shapes = {name: source.shape(name) for name in source}
     linear = {name for name in source if source.is_linear(name)}

@@ -27,6 +27,35 @@ class ImatrixData(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("data", ctypes.POINTER(ctypes.c_float)), ("size", ctypes.c_size_t))
 
 
+# What else it has (``ftype``, and types that count all types) differs between releases in value, not in place.
+QuantizeParams = type(
+    "QuantizeParams",
+    (structs.ParamsStruct,),
+    {
+        "_fields_": [
+            ("nthread", ctypes.c_int32),
+            ("ftype", ctypes.c_int),
+            ("output_tensor_type", ctypes.c_int),
+            ("token_embedding_type", ctypes.c_int),
+            ("allow_requantize", ctypes.c_bool),
+            ("quantize_output_tensor", ctypes.c_bool),
+            ("only_copy", ctypes.c_bool),
+            ("pure", ctypes.c_bool),
+            ("keep_split", ctypes.c_bool),
+            ("imatrix", ctypes.c_void_p),
+            ("kv_overrides", ctypes.c_void_p),
+            ("tt_overrides", ctypes.c_void_p),
+            ("prune_layers", ctypes.c_void_p),
+            structs.TAIL,
+        ],
+        "defaults": {
+            "nthread": 0, "allow_requantize": False, "quantize_output_tensor": True, "only_copy": False, "pure": False,
+            "keep_split": False, "imatrix": None, "kv_overrides": None, "tt_overrides": None, "prune_layers": None,
+        },
+    },
+)  # fmt: skip
+
+
 def file_types() -> dict[str, int]:
     """What llama.cpp calls a file's type (Q4_K_M) -> its number (llama.h, enum llama_ftype)."""
     from gguf import LlamaFileType
@@ -85,9 +114,9 @@ def _quantize(
             f"{library.version} has no quantizer (the package xllamacpp leaves it out)",
             "name a folder with libllama: --llama-lib FOLDER (npm pack @node-llama-cpp/linux-x64 has one)",
         )
-    defaults.restype, defaults.argtypes = structs.QuantizeParams, []
+    defaults.restype, defaults.argtypes = QuantizeParams, []
     function.restype, function.argtypes = ctypes.c_uint32, [
-        ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(structs.QuantizeParams)
+        ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(QuantizeParams)
     ]  # fmt: skip
     params = defaults()
     if not params.is_default():

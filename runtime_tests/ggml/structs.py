@@ -41,7 +41,7 @@ LogCallback = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 ToFloat = CFUNCTYPE(None, c_void_p, c_void_p, c_int64)
 SetThreads = CFUNCTYPE(None, c_void_p, c_int)
 ExtraBufferTypes = CFUNCTYPE(POINTER(c_void_p), c_void_p)
-_TAIL = ("tail", c_ubyte * 256)
+TAIL = ("tail", c_ubyte * 256)
 
 
 class ParamsStruct(Structure):
@@ -57,7 +57,7 @@ class ParamsStruct(Structure):
 def _params(name: str, fields: list[Field]) -> type[ParamsStruct]:
     layout = [(field, kind) for field, kind, _ in fields]
     defaults = {field: default for field, _, default in fields}
-    return type(name, (ParamsStruct,), {"_fields_": [*layout, _TAIL], "defaults": defaults})
+    return type(name, (ParamsStruct,), {"_fields_": [*layout, TAIL], "defaults": defaults})
 
 
 ModelParams = _params(
@@ -129,35 +129,6 @@ CONTEXT_LAYOUTS = (
     _params("ContextParams026", [*_CONTEXT_HEAD, ("moe_cache_size", c_size_t, 0), *_CONTEXT_REST]),
     _params("ContextParams025", [*_CONTEXT_HEAD, *_CONTEXT_REST]),
 )
-
-
-# What else it has (``ftype``, and types that count all types) differs between releases in value, not in place.
-QuantizeParams = type(
-    "QuantizeParams",
-    (ParamsStruct,),
-    {
-        "_fields_": [
-            ("nthread", c_int32),
-            ("ftype", c_int),
-            ("output_tensor_type", c_int),
-            ("token_embedding_type", c_int),
-            ("allow_requantize", c_bool),
-            ("quantize_output_tensor", c_bool),
-            ("only_copy", c_bool),
-            ("pure", c_bool),
-            ("keep_split", c_bool),
-            ("imatrix", c_void_p),
-            ("kv_overrides", c_void_p),
-            ("tt_overrides", c_void_p),
-            ("prune_layers", c_void_p),
-            _TAIL,
-        ],
-        "defaults": {
-            "nthread": 0, "allow_requantize": False, "quantize_output_tensor": True, "only_copy": False, "pure": False,
-            "keep_split": False, "imatrix": None, "kv_overrides": None, "tt_overrides": None, "prune_layers": None,
-        },
-    },
-)  # fmt: skip
 
 
 class Batch(Structure):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 Said = dict[str, Any]
@@ -50,10 +51,20 @@ def test_codes_moved_and_the_counts_agree(said: Said) -> None:
     assert said["quantize"]["misfits"] == []
 
 
-def test_a_gguf_file_is_no_base(shell: Any, shared: Path) -> None:
-    stories = shared / "models" / "stories260K" / "stories260K.gguf"
-    result = shell.refused(3, "quantize", stories, "-o", "base", says="rows of 172")
-    assert "blocks of 32" in result.err
+def test_a_tuned_gguf_file_is_the_same_but_for_its_codes_and_verifies(shell: Any, shared: Path, road: Any) -> None:
+    file = shared / "models" / "storyteller-6m-gguf" / "storyteller-Q4_K_M.gguf"
+    planned = shell.json("quantize", file, "-o", "base", "--dry-run")
+    assert set(planned["tensors"].values()) == {"q4_k", "q6_k", "float32"}
+    base = shell.json("quantize", file, "-o", "base")
+    assert base["weights"] == {"q4_k": 4259840, "q6_k": 1507328, "float32": 3328}
+    shell.ok("finetune", "base", "--data", road.data, "-o", "run", "--steps", 8, "--lr", 0.3, "--batch", 2)
+    moved = shell.json("merge", "run", "-o", "merged", "--force")["moved"]
+    shell.ok("export", "merged", "--format", "gguf", "-o", "dist")
+    before, after = (np.frombuffer(path.read_bytes(), np.uint8) for path in (file, Path("dist", "model.gguf")))
+    assert len(before) == len(after)
+    assert 0 < int((before != after).sum()) <= moved
+    shell.ok("verify", "dist", "--require", "R2")
+    shell.refused(2, "quantize", file, "-o", "other", "--grid", "q4_0", says="--grid q4_0 is for float models")
 
 
 def test_diff_counts_what_merge_counted(shell: Any, road: Any) -> None:
