@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint matrix bench-methods clean
+.PHONY: demo test lint matrix kits bench-methods clean
 
 demo: .venv/ready
 	$(BIN)/edgeqaf demo
@@ -20,6 +20,15 @@ lint: .venv/ready
 # The long runs: every test, slow ones too.
 matrix: .venv/ready
 	$(BIN)/python -m pytest
+
+# llama.cpp as its own project builds it, from the npm registry, for the tests that the package xllamacpp does not serve.
+KIT := linux-x64-3.22.1
+KIT_SHA256 := 0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0
+kits: .venv/ready
+	mkdir -p .venv/kits
+	cd .venv/kits && npm pack --silent @node-llama-cpp/linux-x64@3.22.1
+	cd .venv/kits && echo "$(KIT_SHA256)  node-llama-cpp-$(KIT).tgz" | sha256sum --check --quiet
+	cd .venv/kits && tar xzf node-llama-cpp-$(KIT).tgz
 
 # Hours: every tuning method on every task. It goes on from what is recorded, and where it was stopped.
 bench-methods: .venv/ready

@@ -20,6 +20,7 @@ from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFaile
 from edgeqaf.method import Baseline
 from edgeqaf.modeling import build
 from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions
+from edgeqaf.qtensor import QTensor
 from edgeqaf.run import load_run
 from edgeqaf.tokenizer import Tokenizer
 
@@ -148,9 +149,17 @@ def _lora(base: checkpoint.QModel, folder: Path, requantize: bool, device: str) 
 
 def _requantized(name: str, base: checkpoint.QModel, method: Baseline, model: nn.Module, device: str) -> Subject:
     tensors = {n: base.tensors[n] for n in base.tensors}
-    quantize = plugins.find("quantizers", base.manifest["options"]["quantizer"])
+    quantizer = base.manifest["options"].get("quantizer")
+    if quantizer is None:
+        raise Refused(
+            f"{base.folder} was imported with its integers, and by which rule they were chosen is not known",
+            "requantize a run over a base that edgeqaf quantize made",
+        )
+    quantize = plugins.find("quantizers", quantizer)
     for tensor_name, weights in method.merged_weights(model).items():
-        tensors[tensor_name] = quantize(weights.numpy(), plugins.find("grids", base.manifest["options"]["grid"]))
+        stored = base.tensors[tensor_name]
+        assert isinstance(stored, QTensor)  # a method's layers are quantized ones
+        tensors[tensor_name] = quantize(weights.numpy(), stored.grid)
     again = build(base.config, tensors)
     return in_torch(f"{name}, merged in 16 bit and quantized again", None, base.folder, again, device)
 

@@ -28,6 +28,15 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def libllama() -> Path:
+    """A folder with llama.cpp's libraries, as `make kits` fetches them."""
+    folder = CHECKOUT / ".venv" / "kits" / "package" / "bins" / "linux-x64"
+    if not folder.is_dir():
+        pytest.skip(f"no llama.cpp at {folder}: make kits")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random bfloat16 Llama in the Hugging Face layout, tied head, with storyteller-6m's tokenizer; read-only."""
     folder = tmp_path_factory.mktemp("tiny_float_model")

@@ -2,11 +2,14 @@
 
 from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeqaf.options import DryRun, Force, Json, Output, claim
+from edgeqaf.options import DryRun, Force, Json, LlamaLib, Output, claim
+
+if TYPE_CHECKING:  # the command line answers before numpy is loaded
+    from edgeqaf.checkpoint import QModel
 
 
 def command(
@@ -21,7 +24,13 @@ def command(
             "Default: q4_0; a GGUF file keeps the grids it has."
         ),
     ] = None,
-    quantizer: Annotated[str, typer.Option(help="How codes and scales are chosen.")] = "rtn",
+    quantizer: Annotated[
+        str, typer.Option(help="How codes and scales are chosen: rtn, or llama.cpp (its own quantizer, with --type).")
+    ] = "rtn",
+    kind: Annotated[str | None, typer.Option("--type", help="File type for llama.cpp to make: Q4_K_M.")] = None,
+    imatrix: Annotated[Path | None, typer.Option(help="Importance matrix for llama.cpp, by llama-imatrix.")] = None,
+    pure: Annotated[bool, typer.Option("--pure", help="One block type for all matrices, not llama.cpp's mix.")] = False,
+    llama_lib: LlamaLib = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder to take the tokenizer of a GGUF file from, where it is not known here.")
     ] = None,
@@ -29,12 +38,15 @@ def command(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Quantize a float model onto a grid: the base that an adapter is trained on."""
-    from edgeqaf import quantize
+    """Quantize a float model onto a grid, or import a GGUF file: the base that an adapter is trained on."""
+    from edgeqaf import plugins, quantize
     from edgeqaf.console import emit, say, table
 
     if model.suffix == ".gguf":
         _import(model, output, grid, tokenizer, force=force, dry_run=dry_run, json=json)
+        return
+    if plugins.resolve("quantizers", quantizer) == "llama_cpp" or kind is not None:
+        _by_llama_cpp(model, output, grid, kind, llama_lib, pure=pure, imatrix=imatrix, force=force, json=json)
         return
     grid = grid or "q4_0"
     planned = quantize.plan(model, grid)
@@ -58,10 +70,8 @@ def command(
 def _import(
     file: Path, output: Path, grid: str | None, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool
 ) -> None:
-    from collections import Counter
-
     from edgeqaf import imported
-    from edgeqaf.console import emit, say, table
+    from edgeqaf.console import emit, table
     from edgeqaf.errors import UsageError
 
     if grid is not None:
@@ -75,7 +85,33 @@ def _import(
             emit({"tensors": {name: grid for name, (grid, _) in planned.items()}})
         return
     claim(output, "base", force)
-    base = imported.import_base(file, output, tokenizer, force=force)
+    _report(imported.import_base(file, output, tokenizer, force=force), output, json)
+
+
+def _by_llama_cpp(
+    folder: Path, output: Path, grid: str | None, kind: str | None, llama_lib: Path | None, *, pure: bool,
+    imatrix: Path | None, force: bool, json: bool,
+) -> None:  # fmt: skip
+    from edgeqaf.errors import UsageError
+    from edgeqaf.imported import quantize_by_llama_cpp
+    from edgeqaf.protocols import RuntimeOptions
+
+    if kind is None or grid is not None:
+        raise UsageError(
+            f"llama.cpp's quantizer takes --type, {'and no --grid' if grid else 'and none is given'}",
+            "name one of its file types: --type Q4_K_M",
+        )
+    claim(output, "base", force)
+    options = RuntimeOptions(llama_lib, threads=0)
+    _report(quantize_by_llama_cpp(folder, output, kind, options, pure=pure, imatrix=imatrix, force=force), output, json)
+
+
+def _report(base: "QModel", output: Path, json: bool) -> None:
+    """Say what an imported base holds."""
+    from collections import Counter
+
+    from edgeqaf.console import emit, say
+
     weights: Counter[str] = Counter()
     for found, shape in base.outline().values():
         weights[found] += prod(shape)
