@@ -4,22 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeqaf.movement import Movement
+from edgeqaf.serving import Serving
 
-RUN = {
-    "gguf": "llama-server -m {file}    # or any llama.cpp front end",
-    "onnx": "{file}/model.onnx    # onnxruntime, onnxruntime-genai, optimum's ORTModelForCausalLM",
-}
+MODELFILE = "Modelfile"
+ONNX = "{file}/model.onnx    # onnxruntime, onnxruntime-genai, optimum's ORTModelForCausalLM"
 
 
-def model_card(receipt: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def model_card(receipt: Mapping[str, Any], config: Mapping[str, Any], serving: Serving) -> str:
     """Markdown: what was tuned, on which grid, how far, how to run it, how to check it."""
     entries = receipt["tensors"].values()
     grids = sorted({e["grid"] for e in entries} - {"float32"})
     moved = sum((Movement(**layer) for layer in receipt.get("layers", {}).values()), Movement())
     tuned = f"{moved.moved:,} of {moved.weights:,} codes moved ({moved.share:.1%})" if moved.weights else "untuned"
-    runs = "\n".join(
-        f"    {RUN[name].format(file=file)}" for name, file in sorted(receipt["artifacts"].items()) if name in RUN
+    lines = [line for name, file in sorted(receipt["artifacts"].items()) for line in _runs(name, file, serving)]
+    runs = "\n".join(f"    {line}" for line in lines)
+        f"    {line}" for name, file in sorted(receipt["artifacts"].items()) for line in _runs(name, file, serving)
     )
+    doubts = "".join(f"\nNote: {doubt}.\n" for doubt in serving.doubts)
     return f"""# A {config["model_type"]} model tuned on the grid {", ".join(grids)}
 
 Its integers are the tuned ones, not a second rounding of them: {tuned}. Every format in this folder
@@ -34,8 +35,15 @@ carries the same integers.
 Run it:
 
 {runs}
-
+{doubts}
 Check it, bit for bit, in the runtimes of your machine:
 
     edgeqaf verify .
 """
+
+
+def _runs(name: str, file: str, serving: Serving) -> list[str]:
+    """Commands that serve an artifact."""
+    if name == "gguf":
+        return [serving.llama_server(file), f"ollama create NAME -f {MODELFILE} && ollama run NAME"]
+    return [ONNX.format(file=file)]

@@ -3,7 +3,8 @@
 model.gguf, onnx/     the artifacts, one per exported format
 reference/            config and tokenizer, what PyTorch needs beside the integers
 edgeqaf.json          receipt: root, digests per tensor, SHA-256 of every file, the logit witness
-README.md             model card
+README.md             model card: what was tuned, how to run it
+Modelfile             for Ollama, beside a GGUF file
 verify.json           what `edgeqaf verify` found last
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeqaf import __version__, plugins
-from edgeqaf.card import model_card
+from edgeqaf.card import MODELFILE, model_card
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.companions import copy_companions
 from edgeqaf.console import progress
@@ -24,6 +25,7 @@ from edgeqaf.jsonfile import write_json
 from edgeqaf.protocols import Artifact, Exporter
 from edgeqaf.qtensor import QTensor
 from edgeqaf.receipt import files_of, read_receipt
+from edgeqaf.serving import serving
 from edgeqaf.staging import staged
 
 REFERENCE = "reference"
@@ -75,8 +77,11 @@ def export(model: QModel, formats: Sequence[str], out: Path, *, force: bool = Fa
                 advance(2 * i + 1, f"{name} written")
                 _require_root(name, exporter, part, model.root)
                 advance(2 * i + 2, f"{name} read back")
+        found = serving(model.folder)
+        if "gguf" in formats:
+            (part / MODELFILE).write_text(found.modelfile(plugins.find("exporters", "gguf").filename), "utf-8")
         receipt = _receipt(model, formats, part)
-        (part / "README.md").write_text(model_card(receipt, model.config), "utf-8")
+        (part / "README.md").write_text(model_card(receipt, model.config, found), "utf-8")
         write_json(part / MANIFEST, receipt)
     return receipt
 

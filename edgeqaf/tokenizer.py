@@ -30,6 +30,16 @@ class Tokenizer:
         """The text of ``ids`` without special tokens."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
+    def text(self, i: int) -> str | None:
+        """A token as the vocabulary writes it; None for an id without one."""
+        found: str | None = self._backend.id_to_token(i)
+        return found
+
+    def id(self, text: str) -> int | None:
+        """The id of a token as the vocabulary writes it, or None."""
+        found: int | None = self._backend.token_to_id(text)
+        return found
+
     def chat_template(self) -> str | None:
         """The model's chat template, or None."""
         if (self.folder / "chat_template.jinja").is_file():

@@ -26,6 +26,7 @@ def command(
     from edgeqaf import checkpoint, dist, plugins
     from edgeqaf.console import emit, say, table
     from edgeqaf.errors import UsageError
+    from edgeqaf.serving import serving
 
     folder = replace(checkpoint.load(model), tokenizer_from=tokenizer_from)
     formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
@@ -50,6 +51,8 @@ def command(
         say(f"{output / file}: {size / 1e6:.2f} MB, reads back as root {receipt['root'][:12]} ({name})")
     kept = dist.tensors_kept_float(folder)
     say(f"matrices kept in float32: {', '.join(kept) or 'none'}")
+    for doubt in serving(folder.folder).doubts:
+        say(f"note: {doubt}")
     say(f"next: edgeqaf verify {output}")
     if json:
         emit(
