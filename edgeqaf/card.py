@@ -18,8 +18,6 @@ def model_card(receipt: Mapping[str, Any], config: Mapping[str, Any], serving: S
     tuned = f"{moved.moved:,} of {moved.weights:,} codes moved ({moved.share:.1%})" if moved.weights else "untuned"
     lines = [line for name, file in sorted(receipt["artifacts"].items()) for line in _runs(name, file, serving)]
     runs = "\n".join(f"    {line}" for line in lines)
-        f"    {line}" for name, file in sorted(receipt["artifacts"].items()) for line in _runs(name, file, serving)
-    )
     doubts = "".join(f"\nNote: {doubt}.\n" for doubt in serving.doubts)
     return f"""# A {config["model_type"]} model tuned on the grid {", ".join(grids)}
 
