@@ -56,8 +56,10 @@ RATES = {
 # model -> contender -> its rates, where they differ from the table's
 OF_MODEL: dict[str, dict[str, Rates]] = {
     "storyteller-6m": {
-        "lora": Rates(0.002, 0.002, 0.002, tried=(0.001, 0.002, 0.005)),
-        "q_bara": Rates(0.002, 0.002, 0.002, tried=(0.001, 0.002, 0.005)),
+        "lora": Rates(0.005, 0.0005, 0.005, tried=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)),
+        "q_bara": Rates(0.005, 0.0005, 0.005, tried=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)),
+        "codes": Rates(0.1, 0.01, 0.1, tried=(0.005, 0.01, 0.02)),
+        "codes-residual": Rates(0.1, 0.005, 0.1, tried=(0.005, 0.01, 0.02)),
         "lowrank": Rates(0.05, 0.015, 0.05, tried=(0.015, 0.03, 0.05, 0.1)),
         "lowrank-residual": Rates(0.05, 0.015, 0.05, tried=(0.015, 0.03, 0.05, 0.1)),
         "lowrank+scale": Rates(
