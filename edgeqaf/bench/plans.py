@@ -63,7 +63,11 @@ def rates(models: Sequence[str]) -> Iterator[Cell]:
     for kind in KINDS:
         for cell in _product(models, (OF_KIND[kind],), grids, tuple(CONTENDERS), (0,), STEPS):
             found = rates_of(cell.model, cell.contender)
-            if found and (cell.grid == CONTENDERS[cell.contender].grids[0] or (kind, bits(cell.grid)) in found.narrow):
+            if (
+                found
+                and found.tried_for in ("", kind)
+                and (cell.grid == CONTENDERS[cell.contender].grids[0] or (kind, bits(cell.grid)) in found.narrow)
+            ):
                 others = found.of(kind)[1:]
                 for lr in found.tried:
                     yield replace(cell, rates=(("lr", lr), *others), choosing=True)

@@ -15,6 +15,7 @@ KINDS = ("task", "recovery", "style")
 class Rates:
     """``lr`` by kind of task, in the unit of the method; tried: the values compared.
 
+    tried_for: the one kind of task that they were compared on, where it is one; the others' rates are another model's.
     others: further options that go with it, by kind (the second part of a combination).
     narrow: ``lr`` by (kind, bits) where fewer bits want another.
     """
@@ -23,6 +24,7 @@ class Rates:
     recovery: float
     style: float
     tried: tuple[float, ...]
+    tried_for: str = ""
     others: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     narrow: dict[tuple[str, int], float] = field(default_factory=dict)
 
@@ -58,8 +60,8 @@ OF_MODEL: dict[str, dict[str, Rates]] = {
     "storyteller-6m": {
         "lora": Rates(0.005, 0.0005, 0.005, tried=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)),
         "q_bara": Rates(0.005, 0.0005, 0.005, tried=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)),
-        "codes": Rates(0.1, 0.01, 0.1, tried=(0.005, 0.01, 0.02)),
-        "codes-residual": Rates(0.1, 0.005, 0.1, tried=(0.005, 0.01, 0.02)),
+        "codes": Rates(0.1, 0.01, 0.1, tried=(0.005, 0.01, 0.02), tried_for="recovery"),
+        "codes-residual": Rates(0.1, 0.005, 0.1, tried=(0.005, 0.01, 0.02), tried_for="recovery"),
         "lowrank": Rates(0.05, 0.015, 0.05, tried=(0.015, 0.03, 0.05, 0.1)),
         "lowrank-residual": Rates(0.05, 0.015, 0.05, tried=(0.015, 0.03, 0.05, 0.1)),
         "lowrank+scale": Rates(

@@ -19,6 +19,7 @@ from exporters.gguf.artifact import CARRIED
 from exporters.gguf.blocks import CARRIERS, pack
 from exporters.gguf.borrowed import borrowed_tokenizer
 from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, plain_header, seal
+from exporters.gguf.family import Family
 from exporters.gguf.layouts import F32, F32_FILE
 from exporters.gguf.metadata import model_metadata
 from exporters.gguf.places import Dimensions, Place
@@ -38,7 +39,7 @@ class Fresh:
         family = families.of_config(model.config)
         family.check(model.config)
         sizes, outline = family.dimensions(model.config), model.outline()
-        self._places = _placed(model, outline, list(family.places(sizes, tied=HEAD not in outline)), sizes)
+        self._places = _placed(model, outline, family, sizes)
         self._factors = family.factors(model.config)
         entries = [(name, values.shape, F32, values.nbytes) for name, values in self._factors.items()]
         entries += [
@@ -74,10 +75,11 @@ class Fresh:
             _write(file, _in_file_form(self._model.tensors[place.logical], place), info)
 
 
-def _placed(model: QModel, outline: Outline, places: list[Place], sizes: Dimensions) -> list[Place]:
-    """``places``, if they are those of the model's tensors."""
-    if sizes.layers > len(outline):
+def _placed(model: QModel, outline: Outline, family: Family, sizes: Dimensions) -> list[Place]:
+    """The places of the model's tensors, if those are what its config implies."""
+    if sizes.layers > len(outline):  # before so many places are made
         raise Refused(f"config.json: {sizes.layers} layers in {len(outline)} tensors", "fetch the model again")
+    places = list(family.places(sizes, tied=HEAD not in outline))
     unplaced = sorted(set(outline) ^ {place.logical for place in places})
     if unplaced:
         state = "has no place in" if unplaced[0] in outline else "is missing for"

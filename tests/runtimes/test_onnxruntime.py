@@ -22,7 +22,8 @@ from runtime_tests.runtimes.onnxruntime import OnnxRuntimeSession
 
 RUNTIME = plugins.find("runtimes", "onnxruntime")
 EXPORTER = plugins.find("exporters", RUNTIME.reads)
-GRIDS = [name for name in plugins.names("grids") if EXPORTER.refuses(plugins.find("grids", name)) is None]
+FITTING = [name for name in plugins.names("grids") if plugins.find("grids", name).fits(64)]  # the tiny model's rows
+GRIDS = [name for name in FITTING if EXPORTER.refuses(plugins.find("grids", name)) is None]
 MODELS = ["q4_0", "q4_1", "q8_0"]  # fine enough for whole models: with 2 bits this one's logits are nearly flat
 BASE = Path(__file__).resolve().parents[2] / "examples" / "storyteller-6m"
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "models"

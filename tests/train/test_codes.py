@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from on_grid import on_grid
 from torch import nn
 
 from edgeqaf import plugins
@@ -20,8 +21,9 @@ GRIDS = plugins.names("grids")
 
 
 def layer_for(grid: str, lr: float = 0.5, accumulate: int = 1, seed: int = 0) -> tuple[QLinear, Any]:
-    weights = np.random.default_rng(seed).standard_normal((6, 128)).astype(np.float32)
-    layer = QLinear(quantize(weights, plugins.find("grids", grid)))
+    on = plugins.find("grids", grid)
+    weights = np.random.default_rng(seed).standard_normal((6, max(128, on.unit))).astype(np.float32)
+    layer = QLinear(on_grid(weights, on))
     method, options = method_of("codes", {"lr": lr})
     model = method.attach(nn.ModuleDict({"layer": layer}), options, seed)
     optimizer, _ = method.optimizer(model, options, Course(50, accumulate))
@@ -85,7 +87,7 @@ def by_the_equations(layer: QLinear, part: Codes, gradients: list[Any], lr: floa
 def test_updates_follow_the_equations(grid: str) -> None:
     layer, optimizer = layer_for(grid)
     rng = np.random.default_rng(1)
-    gradients = [rng.standard_normal((6, 128)).astype(np.float32) for _ in range(4)]
+    gradients = [rng.standard_normal((6, layer.in_features)).astype(np.float32) for _ in range(4)]
     for g in gradients:
         layer.adapter.update(layer, torch.from_numpy(g.copy()))
         optimizer.step()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from on_grid import on_grid
 from torch import nn
 
 from edgeqaf import plugins
@@ -28,9 +29,10 @@ def writes(method: str) -> frozenset[Slot]:
     return frozenset(layer.adapter.writes)
 
 
-def layer_for(method_name: str, grid_name: str, seed: int = 0, out: int = 24, inputs: int = 64) -> QLinear:
-    weights = np.random.default_rng(seed).standard_normal((out, inputs)).astype(np.float32)
-    layer = QLinear(quantize(weights, plugins.find("grids", grid_name)))
+def layer_for(method_name: str, grid_name: str, seed: int = 0, out: int = 24) -> QLinear:
+    grid = plugins.find("grids", grid_name)
+    weights = np.random.default_rng(seed).standard_normal((out, max(64, grid.unit))).astype(np.float32)
+    layer = QLinear(on_grid(weights, grid))
     method, options = method_of(method_name, {})
     assert isinstance(method, Method)
     method.attach(nn.ModuleDict({"layer": layer}), options, seed)
@@ -90,7 +92,7 @@ def test_training_forward_equals_decode_of_what_merge_stores(method: str, grid: 
     with torch.no_grad():
         delta = layer.adapter.delta(layer.q, slice(0, layer.out_features))
     assert same(to_numpy(fold(layer.q, delta)), stored)
-    x = torch.randn(5, 64, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(2))
     weights = decode(stored)
     assert layer.weight.numpy().tobytes() == weights.tobytes()
     expected = nn.functional.linear(x, torch.from_numpy(weights)).numpy().tobytes()
@@ -146,7 +148,7 @@ def test_training_lowers_the_loss_of_a_reachable_target(method: str) -> None:
 def test_slots_a_grid_lacks_are_refused_when_attached() -> None:
     for name in GRIDS:
         grid = plugins.find("grids", name)
-        layer = QLinear(quantize(np.ones((2, grid.block), np.float32), grid))
+        layer = QLinear(on_grid(np.ones((2, grid.unit), np.float32), grid))
         method, options = method_of("qa_hira", {})
         if Slot.ZERO in grid.slots:
             method.attach(nn.ModuleDict({"layer": layer}), options, 0)

@@ -13,6 +13,7 @@ from edgeqaf.adapters.lowrank import LowRank
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import Refused
 from edgeqaf.finetune import Settings, finetune
+from edgeqaf.grid import Zero
 from edgeqaf.merge import merge
 from edgeqaf.method import adapter_state, method_of, parts
 from edgeqaf.modeling import build
@@ -28,11 +29,11 @@ from edgeqaf.source import FloatModel
 def test_residual_by_hand(grid: str) -> None:
     """A weight a quarter of a step above its own, half a step below, far off, and one with no step to measure by."""
     g = plugins.find("grids", grid)
-    zero = None if grid.endswith("_0") else np.ones((1, 2), np.float32)
-    q = QTensor(g, np.full((1, 64), g.lo + 1, np.int8), np.array([[0.5, 0.0]], np.float32), zero)
+    zero = None if g.zero is Zero.NONE else np.ones((1, 2), np.float32)
+    q = QTensor(g, np.full((1, 2 * g.block), g.lo + 1, np.int8), np.array([[0.5, 0.0]], np.float32), zero)
     weights = torch.from_numpy(decode(q).copy())
     weights[0, :3] += torch.tensor([0.125, -0.25, 9.0])
-    weights[0, 40] += 1
+    weights[0, g.block + 8] += 1
     found = residual(QLinear(q).base, weights)
     assert found[0, :4].tolist() == [32, -64, 63, 0]
     assert not found[0, 3:].any()
