@@ -150,7 +150,7 @@ class Family:
             "max_position_embeddings": count_in(metadata, f"{name}.context_length"),
             "rms_norm_eps": number_in(metadata, f"{name}.attention.layer_norm_rms_epsilon"),
             "rope_theta": number_in(metadata, f"{name}.rope.freq_base", 10000.0),
-            **rope.scaling_config(name, metadata),
+            **rope.scaling_config(name, metadata, self.rope_types),
             **{key: wanted for key, (_, wanted) in self.only.items()},
             **{f"{token}_token_id": _token(metadata, stated) for token, stated in TOKENS.items()},
         }

@@ -7,10 +7,19 @@ import numpy as np
 
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
-from exporters.gguf.container import Value, string
-from exporters.gguf.numbers import Config, Metadata, float32, number_in, positive, shortest, text_in
+from exporters.gguf.container import Value, string, uint32
+from exporters.gguf.numbers import Config, Metadata, count_in, float32, number_in, positive, shortest, size, text_in
 
 REMEDY = "export a model without it, or leave GGUF out"
+STATED = ("linear", "yarn")
+YARN = {
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "truncate": True,
+    "attention_factor": None,
+    "mscale": None,
+    "mscale_all_dim": None,
+}
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0  # every Llama that uses the rule has these
 
 
@@ -19,6 +28,7 @@ def parameters(config: Config, types: Sequence[str]) -> dict[str, Any]:
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = {"rope_theta": config.get("rope_theta", 10000.0), **scaling}
     rope["rope_type"] = scaling.get("rope_type", scaling.get("type", "default"))
+    rope.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
     if rope["rope_type"] not in types:
         raise Refused(
             f"config.json: rope type {rope['rope_type']!r} is not supported; known: {', '.join(types)}", REMEDY
@@ -27,21 +37,46 @@ def parameters(config: Config, types: Sequence[str]) -> dict[str, Any]:
 
 
 def scaling_metadata(architecture: str, rope: Mapping[str, Any]) -> dict[str, Value]:
-    """The ``rope.scaling`` keys of a type that is stated in metadata."""
-    if rope["rope_type"] != "linear" or rope.get("factor") == 1.0:
+    """The ``rope.scaling`` keys of a type that is stated in metadata: linear or yarn."""
+    prefix, kind = f"{architecture}.rope.scaling.", rope["rope_type"]
+    if kind not in STATED or rope.get("factor") == 1.0:
         return {}
-    prefix = f"{architecture}.rope.scaling."
-    return {prefix + "type": string("linear"), prefix + "factor": float32(rope, "factor")}
+    found = {prefix + "type": string(kind), prefix + "factor": float32(rope, "factor")}
+    if kind == "yarn":
+        _require_usual_yarn(rope)
+        found[prefix + "original_context_length"] = uint32(size(rope, "original_max_position_embeddings"))
+    return found
 
 
-def scaling_config(architecture: str, metadata: Metadata) -> dict[str, Any]:
-    """The inverse of `scaling_metadata`: ``rope_scaling`` of config.json, or nothing."""
+def scaling_config(architecture: str, metadata: Metadata, types: Sequence[str]) -> dict[str, Any]:
+    """The inverse of `scaling_metadata`: ``rope_scaling`` of config.json, or nothing.
+
+    Raises Refused for a type that is neither "none" nor among ``types``, and for settings that no config.json has.
+    """
     prefix = f"{architecture}.rope.scaling."
-    kind = text_in(metadata, prefix + "type", "none")
+    kind = text_in(metadata, prefix + "type", "linear")  # llama.cpp's default, which factor 1 makes none
     factor = number_in(metadata, prefix + "factor", number_in(metadata, f"{architecture}.rope.scale_linear", 1.0))
-    if kind not in ("none", "linear", "longrope"):
-        raise Refused(f"metadata {prefix}type is {kind!r}; known: none, linear", REMEDY)
-    return {} if factor == 1.0 else {"rope_scaling": {"rope_type": "linear", "factor": factor}}
+    unusual = sorted(key for key in metadata if key.startswith(prefix + "yarn_") or key == prefix + "alpha")
+    if unusual:
+        raise Refused(f"metadata {unusual[0]} is there, which no config.json can say", REMEDY)
+    if kind not in ("none", *types) and (prefix + "type" in metadata or factor != 1.0):
+        raise Refused(f"metadata {prefix}type is {kind!r}; known: none, {', '.join(types)}", REMEDY)
+    if kind == "none" or factor == 1.0:
+        return {}
+    if kind not in STATED:
+        raise Refused(f"metadata {prefix}factor is {factor} beside type {kind!r}", REMEDY)
+    scaling = {"rope_type": kind, "factor": factor}
+    if kind == "yarn":
+        trained = count_in(metadata, f"{architecture}.context_length")
+        scaling["original_max_position_embeddings"] = count_in(metadata, prefix + "original_context_length", trained)
+    return {"rope_scaling": scaling}
+
+
+def _require_usual_yarn(rope: Mapping[str, Any]) -> None:
+    """Refuse what llama.cpp does otherwise: all but the paper's own constants."""
+    for key, usual in YARN.items():
+        if rope.get(key, usual) not in (usual, None):
+            raise Refused(f"config.json: yarn with {key} {rope[key]!r}; GGUF export supports {usual!r}", REMEDY)
 
 
 def llama3_factors(rope: Mapping[str, Any], dim: int) -> Floats:

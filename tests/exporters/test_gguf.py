@@ -210,7 +210,7 @@ def test_llama3_rope_factors_are_transformers_own(folder, tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, "rope type 'dynamic'"),
         ({"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
         ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),

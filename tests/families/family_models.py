@@ -23,6 +23,7 @@ LLAMA3 = {
     "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 MISTRAL = {  # Mistral-7B-v0.1
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu", "rms_norm_eps": 1e-05,
     "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
@@ -70,6 +71,7 @@ CASES = {
     "llama 3.2 1B": Case("Llama-3.2-1B-Instruct", {"rope_scaling": LLAMA3, "head_dim": 32}),
     "llama 3.2 3B": Case("Llama-3.2-3B-Instruct", {"rope_scaling": LLAMA3, "tie_word_embeddings": False}),
     "llama linear": Case("llama3-8B-instruct", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "llama yarn": Case("llama3-8B-instruct", {"rope_scaling": YARN, "rope_theta": 10000.0}),
     "smollm2": Case(SMOLLM2, {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 96, "head_dim": 32}),
     "mistral v0.1": Case(MISTRAL, {"sliding_window": 24}),
     "mistral v0.3": Case(MISTRAL, {"sliding_window": None, "rope_theta": 1e6, "head_dim": 32}),
@@ -78,8 +80,10 @@ CASES = {
     "qwen2 windows": Case(
         "Qwen2.5-3B", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
     ),
+    "qwen2.5 yarn": Case("Qwen2.5-0.5B-Instruct", {"rope_scaling": YARN}),
     "qwen3 1.7B": Case("Qwen3-1.7B", {"head_dim": 32}),
     "qwen3 linear": Case("Qwen3-4B", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "qwen3 yarn": Case("Qwen3-4B", {"rope_scaling": YARN | {"factor": 2.0}}),
     "gemma 2 2B": Case("gemma2_2b_it", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}),
     "gemma 2 27B": Case(
         "gemma2_2b_it",

@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from family_models import CASES, CHECKOUT, SMALL
+from family_models import CASES, CHECKOUT, SMALL, YARN
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
@@ -202,6 +202,10 @@ TO_REFUSE: list[tuple[str, dict[str, Any], str]] = [
     ("phi 4 mini", {"rope_scaling": {"type": "longrope", "long_factor": [1.0] * 5 + ["2"]}}, "long_factor is '2'"),
     ("phi 4 mini", {"mlp_bias": True}, "mlp_bias is True"),
     ("phi 4 mini", {"head_dim": 32}, "4 heads of 32 are not the hidden size 64"),
+    ("qwen2.5 yarn", {"rope_scaling": YARN | {"beta_fast": 16}}, "yarn with beta_fast 16; .* supports 32"),
+    ("qwen2.5 yarn", {"rope_scaling": YARN | {"attention_factor": 1.0}}, "yarn with attention_factor 1.0"),
+    ("qwen2.5 yarn", {"rope_scaling": YARN | {"factor": None}}, "factor is None, not a positive"),
+    ("gemma 2 2B", {"rope_scaling": YARN}, "rope type 'yarn'"),
     ("smollm2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
 ]
 
@@ -215,13 +219,19 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         exporter.plan(QModel(made.config | changes, made.model.tensors, made.model.folder))
 
 
+HALF = Value(Type.FLOAT32, 2.0)
+
+
 @pytest.mark.parametrize(
     ("name", "stated", "said"),
     [
         ("qwen2 7B", {"qwen2.rope.dimension_count": uint32(8)}, "rope.dimension_count is 8, not 16"),
         ("qwen2 7B", {"qwen2.attention.value_length": uint32(8)}, "value_length is not the key length 16"),
-        ("qwen2 7B", {"qwen2.rope.scaling.type": string("yarn")}, "rope.scaling.type is 'yarn'"),
+        ("qwen2 7B", {"qwen2.rope.scaling.type": string("longrope")}, "rope.scaling.type is 'longrope'"),
+        ("qwen2.5 yarn", {"qwen2.rope.scaling.yarn_beta_fast": uint32(16)}, "scaling.yarn_beta_fast is there"),
         ("qwen2 7B", {"qwen2.rope.scaling.type": uint32(1)}, "rope.scaling.type is not a string"),
+        ("phi 3 mini 4k", {"phi3.rope.scaling.factor": HALF}, "rope.scaling.type is 'linear'"),
+        ("phi 4 mini", {"phi3.rope.scaling.type": string("longrope"), "phi3.rope.scaling.factor": HALF}, "beside type"),
         ("qwen2 7B", {"qwen2.block_count": string("2")}, "block_count is missing or not a positive integer"),
         ("qwen2 7B", {"qwen2.rope.freq_base": uint32(2)}, "freq_base is missing or not a positive float32"),
     ],

@@ -26,7 +26,7 @@ class Llama(Family):
         "attention_bias": (False, False),
         "mlp_bias": (False, False),
     }
-    rope_types = ("default", "linear", "llama3")
+    rope_types = ("default", "linear", "yarn", "llama3")
     factor_names = (ROPE_FACTORS,)
 
     def ignored_window(self, config: Config) -> int | None:

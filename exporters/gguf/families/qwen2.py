@@ -15,6 +15,7 @@ class Qwen2(Family):
     model_types = ("qwen2",)
     model_class = "Qwen2ForCausalLM"
     only: ClassVar[Mapping[str, tuple[Any, Any]]] = {"hidden_act": ("silu", "silu"), "use_mrope": (False, False)}
+    rope_types = ("default", "linear", "yarn")
 
     def dimensions(self, config: Config) -> Dimensions:
         found = super().dimensions(config)

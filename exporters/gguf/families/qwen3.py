@@ -16,6 +16,7 @@ class Qwen3(Family):
     model_class = "Qwen3ForCausalLM"
     only: ClassVar[Mapping[str, tuple[Any, Any]]] = {"hidden_act": ("silu", "silu"), "attention_bias": (False, False)}
     usual_head_dim = 128
+    rope_types = ("default", "linear", "yarn")
 
     def ignored_window(self, config: Config) -> int | None:
         return sliding_window(config, 4096) if config.get("use_sliding_window") else None
