@@ -16,21 +16,21 @@ WIDTHS = {2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 8: 8}  # bits of a grid's code -> bits i
 def pack_codes(codes: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
     """int8 [out, in] -> uint8 [out, in * width / 8]; the inverse of `unpack_codes`."""
     width = WIDTHS[grid.bits]
-    raw = codes.astype(np.int8).view(np.uint8)
-    each = 8 // width
-    packed: np.ndarray[Any, Any] = raw[:, 0::each]
-    for i in range(1, each):
-        packed = packed | (raw[:, i::each] << i * width)
+    packed = np.ascontiguousarray(codes, np.int8).view(np.uint8)
+    while width < 8:  # two neighbours into one byte, as 16-bit numbers
+        pairs = packed.view("<u2")
+        packed = (pairs | pairs >> (8 - width)).astype(np.uint8)
+        width *= 2
     return packed
 
 
 def unpack_codes(packed: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
     """uint8 [out, in * width / 8] -> int8 [out, in]. A stray bit above a 3-bit code gives a code off the grid."""
-    width = WIDTHS[grid.bits]
-    if width == 8:
-        return packed.view(np.int8)
-    each = 8 // width
-    codes = np.empty((packed.shape[0], packed.shape[1] * each), np.int8)
-    for i in range(each):
-        codes[:, i::each] = (packed >> i * width) & (2**width - 1)
-    return codes
+    width, codes = 8, packed
+    while width > WIDTHS[grid.bits]:
+        width //= 2
+        pairs = codes.astype("<u2")
+        pairs |= pairs << (8 - width)
+        pairs &= (2**width - 1) * 0x0101
+        codes = pairs.view(np.uint8)
+    return codes.view(np.int8)
