@@ -27,6 +27,7 @@ from edgeqaf.qtensor import QTensor
 from edgeqaf.receipt import files_of, read_receipt
 from edgeqaf.serving import serving
 from edgeqaf.staging import staged
+from edgeqaf.weightsfile import FLOAT32
 
 REFERENCE = "reference"
 
@@ -42,6 +43,13 @@ class Dist:
     @property
     def digests(self) -> dict[str, str]:
         return {name: entry["digest"] for name, entry in self.receipt["tensors"].items()}
+
+
+def carriers(model: QModel) -> list[str]:
+    """The formats that can carry every grid of the model."""
+    grids = {plugins.find("grids", grid) for grid, _ in model.outline().values() if grid != FLOAT32}
+    found = {name: plugins.find("exporters", name) for name in plugins.names("exporters")}
+    return [name for name, exporter in found.items() if not any(exporter.refuses(grid) for grid in grids)]
 
 
 def plan(model: QModel, formats: Sequence[str]) -> dict[str, int]:

@@ -18,6 +18,7 @@ def command(
 ) -> None:
     """Fold the adapter into the integers and prove that nothing was lost."""
     from edgeqaf.console import emit, say
+    from edgeqaf.dist import carriers
     from edgeqaf.merge import merge, open_lossless, summary
 
     if dry_run:
@@ -35,6 +36,6 @@ def command(
     say(f"saturated: {counts['saturated_before']:,} before, {counts['saturated']:,} after")
     say(f"tensors untouched: {', '.join(counts['untouched']) or 'none'}")
     say(f"{output}: root {merged.root[:12]} (parent {str(merged.manifest['parent'])[:12]})")
-    say(f"next: edgeqaf export {output} --format gguf,onnx -o dist")
+    say(f"next: edgeqaf export {output} --format {','.join(carriers(merged)) or 'FORMAT'} -o dist")
     if json:
         emit({"output": str(output), "root": merged.root, "parent": merged.manifest["parent"], **counts})

@@ -58,7 +58,8 @@ def test_a_tuned_gguf_file_is_the_same_but_for_its_codes_and_verifies(shell: Any
     base = shell.json("quantize", file, "-o", "base")
     assert base["weights"] == {"q4_k": 4259840, "q6_k": 1507328, "float32": 3328}
     shell.ok("finetune", "base", "--data", road.data, "-o", "run", "--steps", 8, "--lr", 0.3, "--batch", 2)
-    moved = shell.json("merge", "run", "-o", "merged", "--force")["moved"]
+    assert "next: edgeqaf export merged --format gguf -o dist" in shell.ok("merge", "run", "-o", "merged").out
+    moved = shell.json("diff", "merged", "base")["codes"]
     shell.ok("export", "merged", "--format", "gguf", "-o", "dist")
     before, after = (np.frombuffer(path.read_bytes(), np.uint8) for path in (file, Path("dist", "model.gguf")))
     assert len(before) == len(after)
