@@ -75,6 +75,10 @@ class QModel:
             for name, tensor in self.tensors.items()
         }
 
+    def weights(self) -> int:
+        """How many weights are quantized."""
+        return sum(prod(shape) for grid, shape in self.outline().values() if grid != FLOAT32)
+
     def quantized(self) -> Iterator[tuple[str, QTensor]]:
         """The quantized tensors in sorted order of their names."""
         for name in sorted(self.tensors):

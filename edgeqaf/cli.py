@@ -23,7 +23,7 @@ from edgeqaf.errors import EdgeqafError, Interrupted, UsageError
 
 ORDER = (
     "demo", "quantize", "finetune", "merge", "export", "verify", "eval",
-    "inspect", "diff", "report", "devices", "deploy", "doctor", "config", "bench",
+    "inspect", "diff", "patch", "report", "devices", "deploy", "doctor", "config", "bench",
 )  # fmt: skip
 
 _verbose = False

@@ -1,12 +1,16 @@
 """The difference of two models, tensor by tensor, in stored integers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
+from edgeqaf.digest import Tensor
 from edgeqaf.parts import CODES, split
 from edgeqaf.qtensor import QTensor
 
@@ -22,11 +26,23 @@ class Change:
     weights: int
 
 
-def difference(name: str, a: QModel, b: QModel) -> Change | None:
-    """How tensor ``name`` differs between two models, or None if it is the same, bit for bit."""
-    if name not in a.tensors or name not in b.tensors:
-        return Change(name, f"only in the {'first' if name in a.tensors else 'second'}", 0, 0, 1)
-    x, y = a.tensors[name], b.tensors[name]
+def opened(path: Path) -> QModel:
+    """The tensors of a model folder or a GGUF file; raises Refused for anything else."""
+    if path.suffix == ".gguf":
+        return QModel({}, plugins.find("exporters", "gguf").tensors(path), path)
+    return checkpoint.load(path)
+
+
+def differences(a: QModel, b: QModel) -> Iterator[tuple[str, Change | None]]:
+    """Every tensor's name, and how it differs; one pair of tensors is in memory at a time."""
+    for name in sorted(a.tensors.keys() | b.tensors.keys()):
+        yield name, difference(name, a.tensors.get(name), b.tensors.get(name))
+
+
+def difference(name: str, x: Tensor | None, y: Tensor | None) -> Change | None:
+    """How two tensors of that name differ, or None if they are the same, bit for bit; None as one: it is absent."""
+    if x is None or y is None:
+        return Change(name, f"only in the {'first' if y is None else 'second'}", 0, 0, 1)
     weights = int(np.prod(x.shape))
     if isinstance(x, QTensor) != isinstance(y, QTensor) or x.shape != y.shape:
         return Change(name, "another grid or shape", weights, 0, weights)

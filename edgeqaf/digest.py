@@ -10,11 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf.parts import split
+from edgeqaf.grid import Grid
+from edgeqaf.parts import CODES, split
 from edgeqaf.qtensor import QTensor
 
 Floats = NDArray[np.float32]
@@ -28,15 +30,40 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
     as little-endian float16, and so on); a float tensor its float32 bits. Widening a float tensor from bf16
     or f16 is exact, so the type a file stored it in does not matter.
     """
-    header: dict[str, object] = {"name": name, "shape": [int(n) for n in tensor.shape], "grid": "float32"}
-    if isinstance(tensor, QTensor):
-        header |= {"grid": tensor.grid.name, "block": tensor.grid.block}
-    digest = hashlib.sha256(b"edgeqaf tensor 1\0")
-    digest.update(json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\0")
-    stored = split(tensor).values() if isinstance(tensor, QTensor) else [tensor.astype("<f4", copy=False)]
-    for part in stored:
-        digest.update(np.ascontiguousarray(part).data)
-    return digest.hexdigest()
+    digest = TensorDigest(name, tensor.shape, tensor.grid if isinstance(tensor, QTensor) else None)
+    digest.update(tensor)
+    return digest.hex()
+
+
+class TensorDigest:
+    """`tensor_digest` of a tensor that comes in runs of rows; grid: None for a float tensor."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], grid: Grid | None) -> None:
+        header: dict[str, object] = {"name": name, "shape": [int(n) for n in shape], "grid": "float32"}
+        if grid is not None:
+            header |= {"grid": grid.name, "block": grid.block}
+        self._first = hashlib.sha256(b"edgeqaf tensor 1\0")
+        self._first.update(json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\0")
+        self._others: dict[str, list[NDArray[Any]]] = {}
+
+    def update(self, rows: Tensor) -> None:
+        """Take the next rows. Codes are hashed at once; the other parts, which follow all codes, are kept."""
+        if not isinstance(rows, QTensor):
+            self._first.update(np.ascontiguousarray(rows.astype("<f4", copy=False)).data)
+            return
+        for part, array in split(rows).items():
+            if part == CODES:
+                self._first.update(np.ascontiguousarray(array).data)
+            else:
+                self._others.setdefault(part, []).append(array)
+
+    def hex(self) -> str:
+        """The digest, once every row was given."""
+        for arrays in self._others.values():
+            for array in arrays:
+                self._first.update(np.ascontiguousarray(array).data)
+        self._others = {}
+        return self._first.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

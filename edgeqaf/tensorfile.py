@@ -68,6 +68,13 @@ class TensorFile(Mapping[str, Array]):
         dtype, shape, begin, end = self._tensors[name]
         return self._seen.read(self._start + begin, end - begin).view(dtype).reshape(shape)
 
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a tensor's; refuses to go beyond it."""
+        _, _, begin, end = self._tensors[name]
+        if not 0 <= start <= stop <= end - begin:
+            raise self._refusal(f"{name} has {end - begin} bytes, not {start} to {stop}")
+        return self._seen.read(self._start + begin + start, stop - start).tobytes()
+
     def dtype(self, name: str) -> str:
         """The type of a tensor, as the format calls it."""
         return NAMES[self._tensors[name][0]]
@@ -121,9 +128,13 @@ class TensorWriter:
 
     shapes: name -> shape of every tensor that will be added, in any order. The header's room follows from them
     alone, so it can be written last. Arrays whose size would leave the next one unaligned wait for the end.
+    at_most: the shapes are the largest that can be, and a tensor may be left out.
     """
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], *, at_most: bool = False
+    ) -> None:
+        self._at_most = at_most
         self._metadata, self._shapes = dict(metadata), dict(shapes)
         most = {name: self._entry("BOOL", shape, 10**18, 10**18) for name, shape in shapes.items()}
         self._room = _padded(len(_json({METADATA: self._metadata, **most})))
@@ -138,8 +149,9 @@ class TensorWriter:
 
     def add(self, name: str, array: Array) -> None:
         """Write one tensor, of the shape that was announced."""
-        if array.shape != self._shapes[name]:
-            raise ValueError(f"{name} has shape {array.shape}, {self._shapes[name]} was announced")
+        most = self._shapes[name]
+        if array.shape != most and not (self._at_most and all(n <= m for n, m in zip(array.shape, most, strict=True))):
+            raise ValueError(f"{name} has shape {array.shape}, {most} was announced")
         if array.nbytes % ALIGNMENT:
             self._waiting.append((name, array))
         else:

@@ -17,10 +17,11 @@ from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.protocols import Stored, StoredAs
 from exporters.gguf.artifact import StoredTensors
-from exporters.gguf.base import open_base
+from exporters.gguf.base import ImportedTensors, open_base
 from exporters.gguf.blocks import CARRIERS
 from exporters.gguf.frame import Frame
 from exporters.gguf.fresh import Fresh
+from exporters.gguf.rows import StoredRows
 
 
 class GGUF:
@@ -61,6 +62,14 @@ class GGUF:
     def read_back(self, path: Path) -> Mapping[str, Stored]:
         """Every logical tensor of a file, from the file alone; all are checked first."""
         return StoredTensors(path).check_all()
+
+    def tensors(self, path: Path) -> ImportedTensors:
+        """The tensors of any GGUF file by logical name, read one at a time."""
+        return ImportedTensors(StoredTensors(path))
+
+    def edit(self, path: Path, first: bytes) -> StoredRows:
+        """The tensors of a file by runs of rows, for `edgeqaf.patch`."""
+        return StoredRows(StoredTensors(path, first))
 
     def open_base(self, path: Path, folder: Path, tokenizer: Path | None = None, source: Path | None = None) -> QModel:
         """The model in any GGUF file, to be tuned; see `exporters.gguf.base`."""

@@ -30,12 +30,12 @@ AGAIN = "the file is damaged or of an unknown kind; export or fetch it again"
 class StoredTensors(Mapping[str, Stored]):
     """The logical tensors of a file, each read and checked when it is asked for.
 
-    contents, family: its header, and the architecture it names. Raises Refused for a file whose tensors are not
-    those that its metadata implies, or that has types without a grid.
+    contents, family: its header, and the architecture it names. first: `edgeqaf.untrusted.Seen.first`. Raises Refused
+    for a file whose tensors are not those that its metadata implies, or that has types without a grid.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.contents = open_contents(path)
+    def __init__(self, path: Path, first: bytes = b"") -> None:
+        self.contents = open_contents(path, first)
         check_seal(self.contents)
         self.family = families.of_file(self.contents.metadata)
         self.places = {place.logical: place for place in places_in(self.contents, self.family)}
@@ -65,11 +65,11 @@ class StoredTensors(Mapping[str, Stored]):
         return Stored(place.from_file(tensor), place.stored, place.rows)
 
 
-def open_contents(path: Path) -> Contents:
-    """The header of a file of which every tensor has a type that is read here."""
+def open_contents(path: Path, first: bytes = b"") -> Contents:
+    """The header of a file of which every tensor has a type that is read here. first: as `StoredTensors` takes it."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    contents = parse(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
+    contents = parse(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}, first)
     for name, info in contents.tensors.items():
         if info.type not in SIZES:
             known = ", ".join(GGMLQuantizationType(kind).name for kind in sorted(SIZES))

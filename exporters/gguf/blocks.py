@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from edgeqaf.grid import Grid
 from edgeqaf.parts import CODES, dtypes, join, split
 from edgeqaf.qtensor import QTensor
+from exporters.gguf.codings import Plane
 from exporters.gguf.layouts import LAYOUTS, Layout
+from exporters.gguf.planes import reader, writer
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ CARRIERS |= {
     "q3_1": Carrier(CARRIERS["q4_1"].layout),
     "q2_1": Carrier(CARRIERS["q4_1"].layout),
 }
+LEAST = 2**18  # weights from which compiled functions are worth their loading
 FIELDS = {"scale": "d", "zero": "m", "d": "d", "dmin": "dmin"}  # part of a tensor -> float16 field of a block
 
 
@@ -44,9 +47,7 @@ def pack(q: QTensor) -> NDArray[np.void]:
     blocks = np.empty((q.shape[0], q.shape[1] // layout.weights), layout.block)
     for part in parts.keys() & FIELDS.keys():
         blocks[FIELDS[part]] = parts[part]
-    codes = parts[CODES].view(np.uint8).reshape(*blocks.shape, -1)
-    for coding in layout.codes:
-        coding.write(blocks, codes + np.uint8(carrier.shift) if carrier.shift else codes)
+    _write_codes(parts[CODES].view(np.uint8).reshape(*blocks.shape, layout.weights), carrier, blocks)
     if layout.scales is not None:
         integers = [_bytes(parts.get(part), blocks.shape) for part in ("scales", "mins")]
         blocks["scales"] = layout.scales.pack(*integers)
@@ -61,10 +62,7 @@ def unpack(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -
     carrier = CARRIERS[grid.name]
     layout = carrier.layout
     blocks: NDArray[Any] = np.frombuffer(raw, layout.block).reshape(shape[0], shape[1] // layout.weights)
-    first, *others = layout.codes
-    codes = first.read(blocks)
-    for coding in others:
-        codes |= coding.read(blocks)
+    codes = _read_codes(blocks, layout)
     parts = {part: blocks[FIELDS[part]] for part in dtypes(grid) if part in FIELDS}
     parts[CODES] = (codes.view(np.int8) - np.int8(carrier.shift) if carrier.shift else codes.view(np.int8)).reshape(
         shape
@@ -75,6 +73,45 @@ def unpack(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -
         if mins.size:
             parts["mins"] = mins.view(np.int8).reshape(shape[0], -1)
     return join(grid, parts)
+
+
+def _read_codes(blocks: NDArray[Any], layout: Layout) -> NDArray[np.uint8]:
+    """The stored codes [..., weights] of blocks [...]."""
+    planes = _planes(layout)
+    if blocks.size * layout.weights < LEAST or planes is None:
+        first, *others = layout.codes
+        codes = first.read(blocks)
+        for coding in others:
+            codes |= coding.read(blocks)
+        return codes
+    codes = np.empty((blocks.size, layout.weights), np.uint8)
+    raw = blocks.reshape(-1).view(np.uint8).reshape(blocks.size, -1)
+    for plane in planes:
+        reader(*plane, plane != planes[0])(raw, codes)
+    return codes.reshape(*blocks.shape, -1)
+
+
+def _write_codes(codes: NDArray[np.uint8], carrier: Carrier, blocks: NDArray[Any]) -> None:
+    """The inverse: store codes [..., weights], shifted, in blocks [...]."""
+    planes = _planes(carrier.layout)
+    if codes.size < LEAST or planes is None:
+        for coding in carrier.layout.codes:
+            coding.write(blocks, codes + np.uint8(carrier.shift) if carrier.shift else codes)
+        return
+    raw = blocks.reshape(-1).view(np.uint8).reshape(blocks.size, -1)
+    for plane in planes:
+        writer(*plane, carrier.shift)(np.ascontiguousarray(codes).reshape(blocks.size, -1), raw)
+
+
+def _planes(layout: Layout) -> list[tuple[int, int, int, int, int]] | None:
+    """(offset, size, width, bits, low) of each plane of the codes; None where they are no planes."""
+    fields: Any = layout.block.fields
+    places = [
+        (fields[x.field][1], fields[x.field][0].itemsize, x.width, x.bits, x.low)
+        for x in layout.codes
+        if isinstance(x, Plane)
+    ]
+    return places if len(places) == len(layout.codes) else None
 
 
 def _bytes(integers: NDArray[np.int8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -34,6 +34,7 @@ from exporters.gguf.container import (
 
 MAX_HEADER, MAX_STRING, MAX_ARRAY, MAX_ENTRIES, MAX_NAME, MAX_DIMS = 10**8, 2**24, 2**22, 2**16, 63, 4
 MAX_ALIGNMENT = 2**20
+BLANKED = bytes(4)  # what `edgeqaf patch` puts there while it works
 DAMAGED = "the file is damaged or not a GGUF file; export or fetch it again"
 HEX = re.compile(rb"[0-9a-f]{64}")
 PRINTABLE = re.compile(rb"[!-.0-~]+")  # printable ASCII without the slash
@@ -98,17 +99,23 @@ def check_seal(contents: Contents) -> bool:
     return True
 
 
-def parse(path: Path, sizes: Mapping[int, tuple[int, int]]) -> Contents:
-    """Read and validate the header of ``path``. sizes: ggml type -> (weights, bytes) per block."""
+def parse(path: Path, sizes: Mapping[int, tuple[int, int]], first: bytes = b"") -> Contents:
+    """Read and validate the header of ``path``. sizes: ggml type -> (weights, bytes) per block; first: `Seen.first`."""
     with open_regular(path) as file:
-        return parse_header(file, Seen.of(file, path), sizes)
+        return parse_header(file, Seen.of(file, path, first), sizes)
 
 
 def parse_header(file: BinaryIO, seen: Seen, sizes: Mapping[int, tuple[int, int]]) -> Contents:
     """`parse` of the header that ``file`` begins with, which may be all of the file that is there."""
     size = seen.size
     reader = _Reader(file, seen.path, size)
-    if reader.take(4, "magic") != MAGIC:
+    magic = reader.take(4, "magic")
+    if magic == BLANKED and not seen.first:
+        raise Refused(
+            f"{seen.path}: a patch was being put in or taken out when that was cut short",
+            "run edgeqaf patch apply or revert again, with the same patch",
+        )
+    if (seen.first or magic) != MAGIC:
         raise reader.refusal("the first four bytes are not GGUF")
     version = reader.integer("<u4", "version")
     if version != VERSION:

@@ -6,7 +6,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from on_grid import on_grid
+from gguf_files import GGML, VOCAB, WORDS, write
 from tokenizers import Tokenizer as Backend
 
 from edgeqaf import checkpoint, plugins
@@ -20,82 +20,15 @@ from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.tokenizer import Tokenizer
 from exporters.gguf import exporter
-from exporters.gguf.blocks import pack
 from exporters.gguf.frame import Frame
 from exporters.gguf.layouts import LAYOUTS
 
-GGML = gguf.GGMLQuantizationType
-HIDDEN, LAYERS, HEADS, KV_HEADS, VOCAB = 256, 2, 4, 2, 300
 MADE_BY_LLAMA_CPP = (
     "storyteller-6m-gguf/storyteller-Q4_0.gguf",
     "storyteller-6m-gguf/storyteller-Q4_K_M.gguf",
     "stories260K/stories260K.gguf",
 )
 TEXT = "Once upon a time,  there were 1234 élèves — 日本語 🙂\n\tdef f(x): return x**2  # don't"
-WORDS = ["he", "ll", "hell", "hello", "Ġt", "Ġth", "Ġthe"]
-
-
-def bytes_to_unicode() -> list[str]:
-    """GPT-2's 256 characters for bytes, as every byte-level vocabulary begins."""
-    from tokenizers import pre_tokenizers
-
-    return sorted(pre_tokenizers.ByteLevel.alphabet())
-
-
-def write(path: Path, kinds: list[GGML], *, tied: bool = False, embedding: GGML = GGML.F16, alignment: int = 32,
-          **metadata: object) -> Path:  # fmt: skip
-    """A Llama file by gguf-py: matrices of ``kinds`` in turn, F32 norms, metadata that we know nothing of."""
-    rng = np.random.default_rng(3)
-    writer = gguf.GGUFWriter(path, "llama")
-    if alignment != 32:
-        writer.add_custom_alignment(alignment)
-    writer.add_name("Somebody's model")
-    writer.add_array("somebody.numbers", [1.5, 2.5])
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(HIDDEN)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    tokens = bytes_to_unicode() + WORDS
-    tokens += [f"<unused{i}>" for i in range(VOCAB - len(tokens) - 1)] + ["<|end|>"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(str(metadata.get("pre", "gpt-2")))
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * (VOCAB - 1) + [3])
-    writer.add_token_merges(["h e", "l l", "he ll", "hell o", "Ġ t", "Ġt h", "Ġth e"])
-    writer.add_eos_token_id(VOCAB - 1)
-    writer.add_chat_template("{{ messages }}")
-    writer.add_file_type(15)
-    turn = iter(kinds * 99)
-    narrow = HIDDEN * KV_HEADS // HEADS
-    _add(writer, "token_embd.weight", (VOCAB, HIDDEN), embedding, rng)
-    _add(writer, "output_norm.weight", (HIDDEN,), GGML.F32, rng)
-    if not tied:
-        _add(writer, "output.weight", (VOCAB, HIDDEN), next(turn), rng)
-    for i in range(LAYERS):
-        for name in ("attn_norm", "ffn_norm"):
-            _add(writer, f"blk.{i}.{name}.weight", (HIDDEN,), GGML.F32, rng)
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-            out = narrow if name in ("attn_k", "attn_v") else HIDDEN
-            _add(writer, f"blk.{i}.{name}.weight", (out, HIDDEN), next(turn), rng)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _add(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], kind: GGML, rng: np.random.Generator) -> None:
-    values = (rng.standard_normal(shape) * 0.05).astype(np.float32)
-    layout = LAYOUTS.get(kind)
-    if layout is not None and layout.scales is not None:  # gguf-py reads K-quants and does not make them
-        grid = plugins.find("grids", layout.grid)
-        writer.add_tensor(name, pack(on_grid(values, grid)).view(np.uint8).reshape(shape[0], -1), raw_dtype=kind)
-    else:
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
 
 
 def exported(base: Path, path: Path) -> bytes:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgeqaf.kernels.cpu import LEAST, compiled, over_rows
+from edgeqaf.compiled import compiled
+from edgeqaf.kernels.cpu import LEAST, over_rows
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])

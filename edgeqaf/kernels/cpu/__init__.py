@@ -3,8 +3,7 @@
 Written as torch operations a step of `codes` passes some twenty times over a tile, and the time goes to those passes.
 Compiled, a weight is read once, stays in registers, and is written once. LLVM makes vector instructions of the inner
 loops, over the bytes of a block: their length is a constant to it, they index slices from zero, and integers have the
-width that they need, not Python's. Nothing is reassociated and no product contracted: numba asks LLVM for neither.
-What is compiled is kept in numba's cache beside the source, so a machine compiles once.
+width that they need, not Python's (`edgeqaf.compiled`).
 
 Threads are torch's number of them, the caller's own among them. They are our own and wait asleep: torch's belong to
 OpenMP, and a second OpenMP's would spin beside them.
@@ -15,24 +14,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import torch
 
-Kernel = TypeVar("Kernel", bound=Callable[..., None])
-
 LEAST = 2**16  # weights that are worth a thread
-
-
-def compiled(function: Kernel) -> Kernel:
-    """``function``, compiled when it is first called with such types; the interpreter's lock is free while it runs."""
-    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        made: Kernel = numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written to: compile in every process
-        made = numba.njit(**settings)(function)
-    return made
 
 
 def over_rows(kernel: Callable[..., None], rows: int, inputs: int, *arguments: Any, band: int = 1) -> None:

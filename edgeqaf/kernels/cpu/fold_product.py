@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeqaf.compiled import compiled
 from edgeqaf.exact import error_units, snap_a, snap_b
 from edgeqaf.grid import Grid
-from edgeqaf.kernels.cpu import compiled, over_rows
+from edgeqaf.kernels.cpu import over_rows
 from edgeqaf.packed import Packed, lanes
 from edgeqaf.residual import PARTS
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from edgeqaf import noise
 from edgeqaf.adapters.codes import Codes
+from edgeqaf.compiled import compiled
 from edgeqaf.grid import Grid
-from edgeqaf.kernels.cpu import compiled, over_rows
+from edgeqaf.kernels.cpu import over_rows
 from edgeqaf.packed import lanes
 from edgeqaf.residual import PARTS
 

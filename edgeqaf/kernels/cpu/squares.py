@@ -11,7 +11,8 @@ most d additions lies within a factor (1 + 2^-24)^d of the exact one (Higham, Ac
 import numpy as np
 from torch import Tensor
 
-from edgeqaf.kernels.cpu import compiled, over_rows
+from edgeqaf.compiled import compiled
+from edgeqaf.kernels.cpu import over_rows
 from edgeqaf.noise import ROWS
 
 

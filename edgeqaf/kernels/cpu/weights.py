@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeqaf.compiled import compiled
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.kernels.cpu import compiled, over_rows
+from edgeqaf.kernels.cpu import over_rows
 from edgeqaf.packed import Packed, lanes
 
 

@@ -1,0 +1,145 @@
+"""Differences of bytes, entropy-coded: where most are zero, the gaps between the others; else the bytes themselves.
+
+A tuned model's codes differ from its base's in some per cent of places, by one or two steps. If each place moves
+with probability p, the runs of zeros between moves follow a geometric law, whose entropy H(p) / p per move is what a
+Huffman code comes within a few per cent of, at any p up to a half: its one bit at least is spent per move, not per
+place. Moves are a stream of their own. Above a half the differences are coded as they are; where gaps are long,
+a second stream takes their low bytes.
+
+    0, stream(differences)                              one for each place
+    1, stream(gaps), stream(moves)                      gap: zeros before a move, 0 to 254; 255: so many and no move
+    2, stream(gaps / 256), stream(moves), stream(gaps % 256)
+
+A stream is one of deflate's Huffman codes, without its matches, which find nothing in noise. Of numbers that have
+few values, as moves do, several go into a byte, as digits: a code for +1 and -1 alone would spend a bit and a
+half on each, since deflate's sign for the end is a third.
+
+    stream: k, its k values (none: bytes are as they are), deflate(bytes of digits to the base k, the first the lowest)
+
+Differences are taken byte for byte, modulo 256. A code that moved by -1 is 255 apart from what it was.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.compiled import compiled
+from edgeqaf.errors import Refused
+
+Bytes = NDArray[np.uint8]
+DENSE, NEAR, FAR = range(3)
+LONG = 255  # a gap without a move
+MOST = 16  # values for which numbers are digits
+WIDE = 128  # zeros between moves, on average, from which gaps take two bytes
+
+
+def encode(before: Bytes, after: Bytes) -> bytes:
+    """What turns ``before`` into ``after``, uint8 [n] each; nothing where they are equal."""
+    different = after - before
+    places = np.flatnonzero(different)
+    if places.size == 0:
+        return b""
+    if 2 * places.size > different.size:
+        return bytes([DENSE]) + _deflated(different)
+    kind = FAR if WIDE * places.size < different.size else NEAR
+    zeros = np.diff(places, prepend=-1) - 1
+    units = zeros >> 8 if kind == FAR else zeros
+    gaps = np.full(int((units // LONG).sum()) + places.size, LONG, np.uint8)
+    gaps[np.cumsum(units // LONG + 1) - 1] = units % LONG
+    low = _deflated(zeros.astype(np.uint8), plain=True) if kind == FAR else b""
+    return bytes([kind]) + _deflated(gaps, plain=True) + _deflated(different[places]) + low
+
+
+def add(coded: bytes, values: Bytes, *, times: int = 1) -> None:
+    """Turn ``before`` into ``after`` in place; with times=-1, ``after`` into ``before``. Raises Refused for no code."""
+    kind, streams = coded[0] if coded else -1, list(_inflated(coded[1:], values.size))
+    sign = np.uint8(times % 256)
+    fits = False
+    if kind == DENSE and len(streams) == 1 and _padded_to(values.size, streams[0]):
+        values += sign * streams[0].numbers[: values.size]
+        fits = True
+    elif (kind, len(streams)) in ((NEAR, 2), (FAR, 3)):
+        gaps, moves, *low = streams
+        count = int((gaps.numbers != LONG).sum())
+        below = low[0].numbers if low else np.empty(0, np.uint8)
+        fits = gaps.digits == 1 and _padded_to(count, moves) and (not low or below.size == count)
+        fits = fits and _scatter(gaps.numbers, below, moves.numbers[:count], sign, values)
+    if not fits:
+        raise Refused("differences that do not fit what they are of", "the patch is damaged; fetch or make it again")
+
+
+@compiled
+def _scatter(gaps: Any, below: Any, moves: Any, sign: Any, values: Any) -> bool:
+    """Add each move at its place; whether gaps and moves match, and stay within the values."""
+    place, used, unit = 0, 0, 256 if below.size else 1
+    for gap in gaps:
+        place += np.int64(gap) * unit
+        if gap == LONG:
+            continue
+        if used >= moves.size:
+            return False
+        if below.size:
+            place += np.int64(below[used])
+        if place >= values.size:
+            return False
+        values[place] = np.uint8(values[place] + np.uint8(sign * moves[used]))
+        place += 1
+        used += 1
+    return used == moves.size
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """numbers: as they were, and fewer than ``digits`` more."""
+
+    numbers: Bytes
+    digits: int
+
+
+def _padded_to(count: int, stream: _Stream) -> bool:
+    return 0 <= stream.numbers.size - count < stream.digits
+
+
+def _deflated(numbers: Bytes, *, plain: bool = False) -> bytes:
+    """A stream. plain: one number to a byte, however few values there are."""
+    found = np.flatnonzero(np.bincount(numbers, minlength=256))
+    few = found.size <= MOST and not plain
+    table = np.resize(found, max(2, found.size)).astype(np.uint8) if few else np.empty(0, np.uint8)
+    data = numbers
+    if table.size:
+        digits = _digits(table.size)
+        index = np.zeros(256, np.uint8)
+        index[found] = np.arange(found.size)
+        digit = np.pad(index[numbers], (0, -numbers.size % digits)).reshape(-1, digits)
+        data = (digit * table.size ** np.arange(digits)).sum(1).astype(np.uint8)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
+    return bytes([table.size]) + table.tobytes() + compressor.compress(data.data) + compressor.flush()
+
+
+def _digits(base: int) -> int:
+    """How many digits to a base a byte holds."""
+    return next(n for n in range(8, 0, -1) if base**n <= 256)
+
+
+def _inflated(data: bytes, most: int) -> Iterator[_Stream]:
+    """The streams, of at most ``most`` bytes each; none after one that is damaged."""
+    while data:
+        base = data[0]
+        stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            found = np.frombuffer(stream.decompress(data[1 + base :], most + 1), np.uint8)
+        except zlib.error:
+            return
+        if not stream.eof or found.size > most or base == 1 or base > MOST:
+            return
+        digits = _digits(base) if base else 1
+        if base:
+            table = np.frombuffer(data[1 : 1 + base], np.uint8)
+            every = np.arange(256)[:, None] // base ** np.arange(digits) % base
+            found = table[every][found].reshape(-1)
+        yield _Stream(found, digits)
+        data = stream.unused_data

@@ -1,0 +1,93 @@
+"""The tensors of a GGUF file by runs of logical rows: where they lie, what they are, and their bytes after a change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf import plugins
+from edgeqaf.digest import Tensor
+from edgeqaf.errors import Refused
+from edgeqaf.qtensor import QTensor, check
+from edgeqaf.weightsfile import FLOAT32
+from exporters.gguf.artifact import StoredTensors
+from exporters.gguf.blocks import pack, unpack
+from exporters.gguf.container import TensorInfo
+from exporters.gguf.floats import widen
+from exporters.gguf.places import Place
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some logical rows in the file: within the ``size`` bytes from ``offset`` on.
+
+    within: which rows of those bytes they are, in logical order; rows of a head are interleaved in some files.
+    """
+
+    offset: int
+    size: int
+    within: NDArray[np.int64]
+    _info: TensorInfo
+    _place: Place
+    _grid: str
+
+    def read(self, raw: bytes) -> Tensor:
+        """The rows, from those bytes; raises Refused or GridError where they hold none."""
+        own = self._own(raw)
+        if self._grid != FLOAT32:
+            grid, (_, inputs) = plugins.find("grids", self._grid), self._info.shape
+            return check(unpack(own.reshape(-1), grid, (len(own), inputs)), self._place.logical)
+        values = widen(own.reshape(-1), self._info.type, (len(own), *self._info.shape[1:]), self._info.name)
+        return values - np.float32(self._place.added) if self._place.added else values
+
+    def edits(self, raw: bytes, rows: QTensor) -> list[tuple[int, bytes]]:
+        """(offset, bytes) of what replaces the rows by others, and touches nothing else.
+
+        Raises Refused where the file writes its own integers otherwise than it would, which could not be undone.
+        """
+        if pack(self._quantized(raw)).tobytes() != self._own(raw).tobytes():
+            raise Refused(
+                f"{self._place.stored} writes its integers in bytes that no exporter makes", "import and export it once"
+            )
+        order = np.argsort(self.within)
+        new = pack(rows).view(np.uint8).reshape(len(order), -1)[order]
+        places = self.within[order]
+        cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(order)]
+        return [(self.offset + int(places[a]) * new.shape[1], new[a:b].tobytes()) for a, b in pairwise(cuts)]
+
+    def _own(self, raw: bytes) -> NDArray[np.uint8]:
+        """The rows' own bytes, in logical order."""
+        each = self._info.size // self._info.shape[0]
+        own: NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, each)
+        straight = np.array_equal(self.within, np.arange(len(own)))
+        return own if straight else own[self.within]
+
+    def _quantized(self, raw: bytes) -> QTensor:
+        rows = self.read(raw)
+        assert isinstance(rows, QTensor)
+        return rows
+
+
+class StoredRows:
+    """The tensors of a file by runs of rows; see `edgeqaf.patch.target.Editable`."""
+
+    def __init__(self, stored: StoredTensors) -> None:
+        self._stored = stored
+
+    def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """Logical name -> (grid, or "float32", and shape)."""
+        return {name: (self._stored.grid(name), place.shape) for name, place in self._stored.places.items()}
+
+    def rows(self, name: str, start: int, stop: int) -> Rows:
+        """Logical rows [start, stop) of a tensor; of a vector, its elements."""
+        place = self._stored.places[name]
+        contents = self._stored.contents
+        info = contents.tensors[place.stored]
+        each = info.size // info.shape[0]
+        order = place.rows
+        places = np.arange(start, stop) if order is None else np.argsort(order)[start:stop]
+        first, last = int(places.min()), int(places.max()) + 1
+        offset = contents.start + info.offset + first * each
+        return Rows(offset, (last - first) * each, places - first, info, place, self._stored.grid(name))
