@@ -64,9 +64,17 @@ class TensorFile(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # the mixin's would read the tensor
+
     def __getitem__(self, name: str) -> Array:
         dtype, shape, begin, end = self._tensors[name]
         return self._seen.read(self._start + begin, end - begin).view(dtype).reshape(shape)
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._seen.path
 
     def dtype(self, name: str) -> str:
         """The type of a tensor, as the format calls it."""
