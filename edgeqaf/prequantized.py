@@ -45,7 +45,7 @@ class Imported(Mapping[str, Tensor]):
             if name in self._floats or not (self._floats.is_linear(name) or name == HEAD):
                 what = "stored in float too" if name in self._floats else "no linear weight of a decoder layer"
                 raise Refused(f"{name} is quantized, and {what}", "only linear weights can be, once each")
-        self._grids = {name: _grid(name, layer) for name, layer in self._layers.items()}
+        self._grids = {name: grid_of(name, layer) for name, layer in self._layers.items()}
         self._idle = frozenset(name for name in self._floats if self._is_idle(name))
 
     def __iter__(self) -> Iterator[str]:
@@ -63,7 +63,7 @@ class Imported(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._idle:
             raise KeyError(name)
-        return _tensor(name, self._layers[name], self._grids[name]) if name in self._layers else self._floats[name]
+        return put_on_grid(name, self._layers[name]) if name in self._layers else self._floats[name]
 
     def _is_idle(self, name: str) -> bool:
         """Whether it is the bias of zeros that AutoGPTQ stores for layers that have none."""
@@ -105,8 +105,8 @@ def method_of(folder: Path) -> str:
     return key
 
 
-def _grid(name: str, layer: Layer) -> Grid:
-    """The grid whose values the layer's are."""
+def grid_of(name: str, layer: Layer) -> Grid:
+    """The grid whose values the layer's are; raises Refused where there is none."""
     middle = 1 << (layer.bits - 1)
     key = GRIDS.get((layer.bits, bool((layer.zero == middle).all())))
     if key is None:
@@ -126,8 +126,9 @@ def _grid(name: str, layer: Layer) -> Grid:
     return grid
 
 
-def _tensor(name: str, layer: Layer, grid: Grid) -> QTensor:
-    """The layer on its grid: every group's scale and zero repeated for its blocks."""
+def put_on_grid(name: str, layer: Layer) -> QTensor:
+    """The layer as a tensor of its grid, every group's scale and zero repeated for its blocks; raises Refused."""
+    grid = grid_of(name, layer)
     group = np.arange(0, layer.shape[1], grid.block) // layer.group  # of each block
 
     def spread(values: Array) -> Array:
