@@ -55,7 +55,7 @@ class FloatModel(Mapping[str, Floats]):
         if QUANTIZATION in self.config and not quantized:
             raise Refused(
                 f"{folder / CONFIG} has a {QUANTIZATION}",
-                "pass the float checkpoint, not a quantized one; if its tensors are float, delete that key",
+                "import it (edgeqaf quantize) or pass the float checkpoint; if its tensors are float, delete that key",
             )
         self._shards = Shards(folder)
         parts = quantized or {}

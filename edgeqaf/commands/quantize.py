@@ -1,5 +1,6 @@
 """quantize: choose codes and scales for a float model."""
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,7 +48,8 @@ def command(
     from edgeqaf.console import emit, say, table
 
     if imported.is_import(model):
-        _import(model, output, grid, tokenizer, force=force, dry_run=dry_run, json=json)
+        _require_none(model, {"--grid": grid, "--type": kind, "--imatrix": imatrix})
+        _import(model, output, tokenizer, force=force, dry_run=dry_run, json=json)
         return
     if plugins.resolve("quantizers", quantizer) == "llama_cpp" or kind is not None:
         _by_llama_cpp(model, output, grid, kind, llama_lib, pure=pure, imatrix=imatrix, force=force, json=json)
@@ -71,15 +73,18 @@ def command(
         emit({"output": str(output), "root": base.root, "grid": grid, "weights": weights, "misfits": planned.misfits})
 
 
-def _import(
-    model: Path, output: Path, grid: str | None, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool
-) -> None:
-    from edgeqaf import imported
-    from edgeqaf.console import emit, table
+def _require_none(model: Path, flags: Mapping[str, object]) -> None:
     from edgeqaf.errors import UsageError
 
-    if grid is not None:
-        raise UsageError(f"--grid {grid} is for float models", f"leave it out: {model} keeps the grids it has")
+    for flag, value in flags.items():
+        if value is not None:
+            raise UsageError(f"{flag} {value} is for float models", f"leave it out: {model} keeps the grids it has")
+
+
+def _import(model: Path, output: Path, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool) -> None:
+    from edgeqaf import imported
+    from edgeqaf.console import emit, table
+
     if dry_run:
         planned = imported.plan(model, tokenizer)
         table(
