@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeqaf.companions import QUANTIZATION
 from edgeqaf.errors import Refused
+from edgeqaf.packing import unpack
 from edgeqaf.shards import Shards
 from edgeqaf.tensorfile import Array
 
@@ -131,5 +132,5 @@ def group_size(value: Any) -> int:
 
 def fields(words: Array, bits: int) -> Codes:
     """The unsigned integers in 32-bit words, those in lower bits first: int32 [...] -> uint8 [..., 32 / bits]."""
-    parts = np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(*words.shape, 4)
-    return parts if bits == 8 else np.stack([parts & 15, parts >> 4], -1).reshape(*words.shape, 8)
+    integers = unpack(np.ascontiguousarray(words, "<i4").view(np.uint8), bits)
+    return integers.reshape(*words.shape, 32 // bits)

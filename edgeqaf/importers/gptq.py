@@ -45,7 +45,7 @@ class GPTQ:
         arrays.require_order("g_idx", inputs, group, act_order=self.act_order and groups > 1)
         return Layer(
             (out, inputs), self.bits, group, self._zero(arrays, groups, out),
-            codes=lambda: fields(codes(), self.bits).transpose(1, 0, 2).reshape(out, inputs),
+            codes=lambda: fields(codes().T, self.bits).reshape(out, inputs),
             scale=lambda: scale().T,
         )  # fmt: skip
 

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quantized_folder import FORMATS, HIDDEN, Linear, folder, linear
+from quantized_folder import CONFIG, FORMATS, HIDDEN, Linear, folder, linear
 from safetensors.numpy import load_file, save_file
+from transformers import CONFIG_MAPPING
 
 from edgeqaf import checkpoint, plugins
 from edgeqaf.imported import import_base, plan
 from edgeqaf.importing import Arrays
+from edgeqaf.modeling import skeleton
 from edgeqaf.prequantized import Imported
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.shards import Shards
+from edgeqaf.source import LINEARS, has_bias, is_linear
 
 UP = "model.layers.0.mlp.up_proj"
 each_format = pytest.mark.parametrize("name", FORMATS)
@@ -151,6 +154,18 @@ def test_a_bias_of_zeros_that_the_model_has_no_place_for_is_left_out(tmp_path):
         found[f"{UP}.bias"]
     made.config(mlp_bias=True)
     assert set(Imported(made.path)) - expected == {f"model.layers.0.mlp.{p}_proj.bias" for p in ("gate", "up", "down")}
+
+
+@pytest.mark.parametrize("flags", [{}, {"attention_bias": True}, {"mlp_bias": True}], ids=str)
+@pytest.mark.parametrize("architecture", LINEARS)
+def test_which_layers_have_a_bias_is_what_transformers_builds(architecture, flags):
+    known = CONFIG_MAPPING[architecture]().to_dict()
+    config = CONFIG | {"model_type": architecture, "pad_token_id": 0} | {k: v for k, v in flags.items() if k in known}
+    parameters = dict(skeleton(config).named_parameters())
+    layers = [name.removesuffix(".weight") for name in parameters if is_linear(architecture, name)]
+    assert len(layers) == len(LINEARS[architecture])
+    for layer in [*layers, "lm_head"]:
+        assert has_bias(config, layer) == (f"{layer}.bias" in parameters), layer
 
 
 def test_shards_are_read_as_the_one_file_they_were(tmp_path):
