@@ -3,30 +3,47 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgeqaf import checkpoint, plugins
+from edgeqaf import checkpoint, plugins, prequantized
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import file_sha256
+from edgeqaf.errors import UsageError
 from edgeqaf.protocols import RuntimeOptions
 from edgeqaf.source import FloatModel
 
 GGUF = ".gguf"
 
 
-def plan(file: Path, tokenizer: Path | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> (grid, or "float32", and shape) of each tensor of a GGUF file, from its header; raises Refused."""
-    with TemporaryDirectory() as folder:
-        return dict(plugins.find("exporters", "gguf").open_base(file, Path(folder), tokenizer).outline())
+def is_import(model: Path) -> bool:
+    """Whether ``model`` has integers of its own: a GGUF file, or a folder that another tool quantized."""
+    return model.suffix == GGUF or prequantized.is_quantized(model)
 
 
-def import_base(file: Path, out: Path, tokenizer: Path | None = None, *, force: bool = False) -> QModel:
-    """Write the base folder ``out`` of a GGUF file and return it.
+def plan(model: Path, tokenizer: Path | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (grid, or "float32", and shape) of each tensor, no weight of which is read; raises Refused."""
+    with TemporaryDirectory() as place:
+        return _open(model, Path(place), tokenizer).outline()
 
-    tokenizer: a Hugging Face folder to take the tokenizer from; by default it is made from the file's metadata.
-    Raises Refused for what the exporter of the format cannot read.
+
+def import_base(model: Path, out: Path, tokenizer: Path | None = None, *, force: bool = False) -> QModel:
+    """Write the base folder ``out`` of a GGUF file or a quantized Hugging Face folder and return it.
+
+    tokenizer: a Hugging Face folder to take a GGUF file's tokenizer from; by default it is made from the metadata.
+    Raises Refused for what cannot be read, or not be taken over as it is.
     """
-    with TemporaryDirectory() as folder:
-        model = plugins.find("exporters", "gguf").open_base(file, Path(folder), tokenizer)
-        return checkpoint.save(model, out, kind="base", parent=None, options={"imported": "gguf"}, force=force)
+    with TemporaryDirectory() as place:
+        opened = _open(model, Path(place), tokenizer)
+        origin = {"imported": GGUF[1:] if model.suffix == GGUF else prequantized.method_of(model)}
+        return checkpoint.save(opened, out, kind="base", parent=None, options=origin, force=force)
+
+
+def _open(model: Path, place: Path, tokenizer: Path | None) -> QModel:
+    """The model, its companion files written into ``place``."""
+    if model.suffix != GGUF:
+        if tokenizer is not None:
+            raise UsageError(f"--tokenizer {tokenizer} is for GGUF files", f"leave it out: {model} has its own")
+        return prequantized.open_base(model, place)
+    opened: QModel = plugins.find("exporters", "gguf").open_base(model, place, tokenizer)
+    return opened
 
 
 def quantize_by_llama_cpp(

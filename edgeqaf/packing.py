@@ -26,11 +26,16 @@ def pack_codes(codes: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
 
 def unpack_codes(packed: np.ndarray[Any, Any], grid: Grid) -> np.ndarray[Any, Any]:
     """uint8 [out, in * width / 8] -> int8 [out, in]. A stray bit above a 3-bit code gives a code off the grid."""
-    width, codes = 8, packed
-    while width > WIDTHS[grid.bits]:
-        width //= 2
+    return unpack(packed, WIDTHS[grid.bits]).view(np.int8)
+
+
+def unpack(packed: np.ndarray[Any, Any], width: int) -> np.ndarray[Any, Any]:
+    """Bytes as unsigned integers of 2, 4 or 8 bits, lower bits first: uint8 [..., n * width / 8] -> [..., n]."""
+    codes, now = packed, 8
+    while now > width:
+        now //= 2
         pairs = codes.astype("<u2")
-        pairs |= pairs << (8 - width)
-        pairs &= (2**width - 1) * 0x0101
+        pairs |= pairs << (8 - now)
+        pairs &= (2**now - 1) * 0x0101
         codes = pairs.view(np.uint8)
-    return codes.view(np.int8)
+    return codes

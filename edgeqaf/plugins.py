@@ -16,6 +16,7 @@ from edgeqaf.errors import ShadowedPackage, UsageError
 # kind -> (package that holds one module per entry, name each module exposes)
 KINDS = {
     "grids": ("edgeqaf.grids", "grid"),
+    "importers": ("edgeqaf.importers", "importer"),
     "quantizers": ("edgeqaf.quantizers", "quantize"),
     "adapters": ("edgeqaf.adapters", "adapter"),
     "sources": ("edgeqaf.data.sources", "source"),

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from edgeqaf.companions import CONFIG, QUANTIZATION
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
+from edgeqaf.shards import Shards
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SEPARATE = (
@@ -35,37 +36,35 @@ LINEARS = {
 }
 GEMMAS = ("gemma2", "gemma3_text")  # tied unless config.json says otherwise; their norms scale by 1 + w
 LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.weight")
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class FloatModel(Mapping[str, Floats]):
     """The float32 tensors of a Hugging Face folder, read one at a time, by canonical name.
 
+    quantized: arrays that are parts of quantized tensors, and left out here -> the tensor each is a part of.
+
     Raises Refused for a folder that is not one, an unsupported architecture, a corrupt or truncated
     file, a missing shard, a tensor that is not float.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quantized: Mapping[str, str] | None = None) -> None:
         self.folder = folder
-        if not folder.is_dir():
+        self.config = read_config(folder)
+        self.architecture = str(self.config["model_type"])
+        if QUANTIZATION in self.config and not quantized:
             raise Refused(
-                f"{folder} is not a folder",
-                "pass a model folder in the Hugging Face layout (config.json, *.safetensors)",
+                f"{folder / CONFIG} has a {QUANTIZATION}",
+                "import it (edgeqaf quantize) or pass the float checkpoint; if its tensors are float, delete that key",
             )
-        self.config: dict[str, Any] = read_json(folder / "config.json")
-        self.architecture = str(self.config.get("model_type"))
-        if self.architecture not in LINEARS:
-            raise Refused(
-                f"{folder / 'config.json'}: architecture {self.architecture!r} is not supported",
-                f"supported: {', '.join(sorted(LINEARS))}",
-            )
-        if "quantization_config" in self.config:
-            raise Refused(
-                f"{folder / 'config.json'} has a quantization_config",
-                "pass the float checkpoint, not a quantized one; if its tensors are float, delete that key",
-            )
-        self._files = dict(self._stored())
+        self._shards = Shards(folder)
+        parts = quantized or {}
+        self._quantized = frozenset(parts.values())
+        # old checkpoints carry the rotary table; it follows from the config
+        names = [name for name in self._shards if name not in parts and not name.endswith(".rotary_emb.inv_freq")]
+        for name in names:
+            self._require_float(name)
+        self._stored = {name: name for name in names}
         self._make_head_canonical()
 
     def is_linear(self, name: str) -> bool:
@@ -73,23 +72,25 @@ class FloatModel(Mapping[str, Floats]):
         return is_linear(self.architecture, name)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        file, stored = self._files[name]
-        return tuple(file.get_slice(stored).get_shape())
+        return self._shards.shape(self._stored[name])
 
     def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """`edgeqaf.checkpoint.QModel.outline`; no tensor is read for it."""
         return {name: ("float32", self.shape(name)) for name in self}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._files))
+        return iter(sorted(self._stored))
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Floats:
-        file, stored = self._files[name]
+        stored = self._shards[self._stored[name]]
         with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is refused below
-            values = np.asarray(file.get_tensor(stored)).astype(np.float32)
+            values = stored.astype(np.float32)
         if not np.isfinite(values).all():
             index = tuple(int(i[0]) for i in np.nonzero(~np.isfinite(values)))
             raise Refused(f"{name}{list(index)} is {values[index]}", "the checkpoint is damaged; fetch it again")
@@ -97,70 +98,38 @@ class FloatModel(Mapping[str, Floats]):
             values = (np.float32(1) + values) - np.float32(1)  # Gemma multiplies by this sum, in float32
         return values
 
-    def _stored(self) -> Iterator[tuple[str, tuple[Any, str]]]:
-        weight_map = self._weight_map()
-        for path in [self.folder / shard for shard in sorted(set(weight_map.values()))] or [self.folder / WHOLE]:
-            try:
-                file = safe_open(path, framework="numpy")
-                names = file.keys()
-                for name in names:
-                    if name.endswith(".rotary_emb.inv_freq"):
-                        continue  # old checkpoints carry this table; it follows from the config
-                    self._require_float(path, name, file.get_slice(name))
-                    yield name, (file, name)
-            except (OSError, SafetensorError) as error:
-                raise Refused(f"{path}: {error}", "the file is missing, truncated or corrupt; fetch it again") from None
-            for name in sorted({*names, *weight_map}):
-                if (name in names) != (weight_map.get(name, path.name) == path.name):
-                    raise Refused(
-                        f"{path}: {name} is {'' if name in names else 'not '}there, contrary to the index",
-                        "shards of two checkpoints are mixed; fetch it again",
-                    )
-
-    def _require_float(self, path: Path, name: str, stored: Any) -> None:
-        if stored.get_dtype() not in FLOATS:
+    def _require_float(self, name: str) -> None:
+        dtype, shape = self._shards.dtype(name), list(self._shards.shape(name))
+        if dtype not in FLOATS:
             raise Refused(
-                f"{path}: {name} is {stored.get_dtype()}, not a float type",
+                f"{self._shards.path(name)}: {name} is {dtype}, not a float type",
                 "pass the float checkpoint, not a quantized one",
             )
-        if self.is_linear(name) and len(stored.get_shape()) != 2:
+        if self.is_linear(name) and len(shape) != 2:
             raise Refused(
-                f"{path}: {name} has shape {stored.get_shape()}, not [out, in]",
+                f"{self._shards.path(name)}: {name} has shape {shape}, not [out, in]",
                 "the checkpoint is damaged; fetch it again",
             )
 
-    def _weight_map(self) -> dict[str, str]:
-        """Tensor name -> file, as the index of a sharded checkpoint says; empty for one file."""
-        index = self.folder / INDEX
-        if not index.is_file():
-            return {}
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise Refused(f"{index} has no weight_map", "the index is malformed; fetch it again")
-        for shard in weight_map.values():
-            if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".."):
-                raise Refused(
-                    f"{index}: shard {shard!r} is no file of the folder", "the index is malformed; fetch it again"
-                )
-        return weight_map
-
     def _make_head_canonical(self) -> None:
         tied = is_tied(self.config)
-        if EMBEDDING not in self._files and HEAD in self._files and tied:
-            self._files[EMBEDDING] = self._files.pop(HEAD)
-        if tied and HEAD in self._files:
+        if tied and HEAD in self._quantized:
+            raise Refused(f"{HEAD} is quantized though config.json ties it", "fix tie_word_embeddings in config.json")
+        if EMBEDDING not in self._stored and HEAD in self._stored and tied:
+            self._stored[EMBEDDING] = self._stored.pop(HEAD)
+        if tied and HEAD in self._stored:
             if not np.array_equal(self[HEAD], self[EMBEDDING]):
                 raise Refused(
                     f"{HEAD} and {EMBEDDING} differ though config.json ties them",
                     "fix tie_word_embeddings in config.json",
                 )
-            del self._files[HEAD]
+            del self._stored[HEAD]
         self._require_whole([EMBEDDING, "model.norm.weight", *([] if tied else [HEAD])])
 
     def _require_whole(self, names: list[str]) -> None:
         layers = range(int(self.config.get("num_hidden_layers", 0)))
         names += [f"model.layers.{i}.{part}.weight" for i in layers for part in LINEARS[self.architecture]]
-        missing = [name for name in names if name not in self._files]
+        missing = [name for name in names if name not in self._stored and name not in self._quantized]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise Refused(
@@ -169,9 +138,33 @@ class FloatModel(Mapping[str, Floats]):
             )
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a Hugging Face folder; refused where there is none, or of an unsupported architecture."""
+    if not folder.is_dir():
+        raise Refused(
+            f"{folder} is not a folder",
+            "pass a model folder in the Hugging Face layout (config.json, *.safetensors)",
+        )
+    config = read_json(folder / CONFIG)
+    if str(config.get("model_type")) not in LINEARS:
+        raise Refused(
+            f"{folder / CONFIG}: architecture {str(config.get('model_type'))!r} is not supported",
+            f"supported: {', '.join(sorted(LINEARS))}",
+        )
+    return config
+
+
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether a config.json makes the embedding serve as the head too."""
     return bool(config.get("tie_word_embeddings", config.get("model_type") in GEMMAS))
+
+
+def has_bias(config: Mapping[str, Any], layer: str) -> bool:
+    """Whether a linear layer (``model.layers.0.mlp.up_proj``) has a bias in a model of this config.json."""
+    *_, block, part = ("", *layer.split("."))
+    if config.get("model_type") == "qwen2":
+        return part in ("q_proj", "k_proj", "v_proj")
+    return bool(config.get({"self_attn": "attention_bias", "mlp": "mlp_bias"}.get(block, ""), False))
 
 
 def is_linear(architecture: str, name: str) -> bool:

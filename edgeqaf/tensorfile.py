@@ -64,6 +64,9 @@ class TensorFile(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # the mixin's would read the tensor
+
     def __getitem__(self, name: str) -> Array:
         dtype, shape, begin, end = self._tensors[name]
         return self._seen.read(self._start + begin, end - begin).view(dtype).reshape(shape)
@@ -74,6 +77,11 @@ class TensorFile(Mapping[str, Array]):
         if not 0 <= start <= stop <= end - begin:
             raise self._refusal(f"{name} has {end - begin} bytes, not {start} to {stop}")
         return self._seen.read(self._start + begin + start, stop - start).tobytes()
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._seen.path
 
     def dtype(self, name: str) -> str:
         """The type of a tensor, as the format calls it."""

@@ -1,5 +1,6 @@
 """quantize: choose codes and scales for a float model."""
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,14 +15,18 @@ if TYPE_CHECKING:  # the command line answers before numpy is loaded
 
 def command(
     model: Annotated[
-        Path, typer.Argument(help="Float model (a folder in the Hugging Face layout), or a GGUF file to import.")
+        Path,
+        typer.Argument(
+            help="Float model (a folder in the Hugging Face layout); or one to import: a GGUF file, a GPTQ, AWQ or "
+            "compressed-tensors folder."
+        ),
     ],
     output: Output,
     grid: Annotated[
         str | None,
         typer.Option(
             help="Grid of the linear weights: q4_0, q4_1, q8_0, uint4; for study q3_0, q2_0, q3_1, q2_1, uint3, uint2. "
-            "Default: q4_0; a GGUF file keeps the grids it has."
+            "Default: q4_0; what is imported keeps its own."
         ),
     ] = None,
     quantizer: Annotated[
@@ -38,12 +43,13 @@ def command(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Quantize a float model onto a grid, or import a GGUF file: the base that an adapter is trained on."""
-    from edgeqaf import plugins, quantize
+    """Quantize a float model onto a grid, or import a quantized one: the base that an adapter is trained on."""
+    from edgeqaf import imported, plugins, quantize
     from edgeqaf.console import emit, say, table
 
-    if model.suffix == ".gguf":
-        _import(model, output, grid, tokenizer, force=force, dry_run=dry_run, json=json)
+    if imported.is_import(model):
+        _require_none(model, {"--grid": grid, "--type": kind, "--imatrix": imatrix})
+        _import(model, output, tokenizer, force=force, dry_run=dry_run, json=json)
         return
     if plugins.resolve("quantizers", quantizer) == "llama_cpp" or kind is not None:
         _by_llama_cpp(model, output, grid, kind, llama_lib, pure=pure, imatrix=imatrix, force=force, json=json)
@@ -67,17 +73,20 @@ def command(
         emit({"output": str(output), "root": base.root, "grid": grid, "weights": weights, "misfits": planned.misfits})
 
 
-def _import(
-    file: Path, output: Path, grid: str | None, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool
-) -> None:
-    from edgeqaf import imported
-    from edgeqaf.console import emit, table
+def _require_none(model: Path, flags: Mapping[str, object]) -> None:
     from edgeqaf.errors import UsageError
 
-    if grid is not None:
-        raise UsageError(f"--grid {grid} is for float models", "leave it out: a GGUF file keeps the grids it has")
+    for flag, value in flags.items():
+        if value is not None:
+            raise UsageError(f"{flag} {value} is for float models", f"leave it out: {model} keeps the grids it has")
+
+
+def _import(model: Path, output: Path, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool) -> None:
+    from edgeqaf import imported
+    from edgeqaf.console import emit, table
+
     if dry_run:
-        planned = imported.plan(file, tokenizer)
+        planned = imported.plan(model, tokenizer)
         table(
             "Plan", ("tensor", "shape", "stored as"), ((n, " x ".join(map(str, s)), g) for n, (g, s) in planned.items())
         )
@@ -85,7 +94,7 @@ def _import(
             emit({"tensors": {name: grid for name, (grid, _) in planned.items()}})
         return
     claim(output, "base", force)
-    _report(imported.import_base(file, output, tokenizer, force=force), output, json)
+    _report(imported.import_base(model, output, tokenizer, force=force), output, json)
 
 
 def _by_llama_cpp(

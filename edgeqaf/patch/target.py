@@ -111,7 +111,7 @@ class Target:
                 advance(len(digests), name)
         roots = [merkle_root({name: pair[side] for name, pair in digests.items()}) for side in (0, 1)]
         wrong = [n for n, e in self._patch.tensors.items() if digests[n] != (e["before"], e["after"])]
-        if roots != [self._patch.before, self._patch.after]:
+        if wrong or roots != [self._patch.before, self._patch.after]:
             return State("another", *roots, wrong)
         whole = {(0, 0): "not applied", (0, len(self._runs)): "applied"}
         cut = self._journal.state is not None

@@ -24,7 +24,7 @@ EDGES = {
 # These read, check and convert a model where there may be no torch: whatever is heavy, they import in a function.
 CORE = (
     "grid", "qtensor", "digest", "staging", "plugins", "checkpoint", "protocols", "report", "source", "quantize",
-    "errors", "packing", "jsonfile",
+    "errors", "packing", "jsonfile", "shards", "importing", "prequantized", "imported",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "onnx", "onnxruntime", "gguf", "onnx_ir", "onnxscript", "accelerate", "peft"}
 
@@ -45,7 +45,7 @@ def files(folder: str) -> list[Path]:
 
 def core_files() -> list[Path]:
     named = [CHECKOUT / "edgeqaf" / f"{name}.py" for name in CORE]
-    return [*named, *files("edgeqaf/grids"), *files("edgeqaf/quantizers")]
+    return [*named, *files("edgeqaf/grids"), *files("edgeqaf/quantizers"), *files("edgeqaf/importers")]
 
 
 def imports(file: Path) -> Iterator[Import]:
