@@ -67,15 +67,15 @@ def add(coded: bytes, values: Bytes, *, times: int = 1) -> None:
         count = int((gaps.numbers != LONG).sum())
         below = low[0].numbers if low else np.empty(0, np.uint8)
         fits = gaps.digits == 1 and _padded_to(count, moves) and (not low or below.size == count)
-        fits = fits and _scatter(gaps.numbers, below, moves.numbers[:count], sign, values)
+        fits = fits and bool(_scatter(gaps.numbers, below, moves.numbers[:count], sign, values))
     if not fits:
         raise Refused("differences that do not fit what they are of", "the patch is damaged; fetch or make it again")
 
 
 @compiled
-def _scatter(gaps: Any, below: Any, moves: Any, sign: Any, values: Any) -> bool:
+def _scatter(gaps: Any, below: Any, moves: Any, sign: Any, values: Any) -> Any:
     """Add each move at its place; whether gaps and moves match, and stay within the values."""
-    place, used, unit = 0, 0, 256 if below.size else 1
+    place, used, unit = np.int64(0), 0, 256 if below.size else 1
     for gap in gaps:
         place += np.int64(gap) * unit
         if gap == LONG:

@@ -4,7 +4,7 @@
                   digest after, codes moved, and per part the length in bytes of each run's differences
     <tensor>      those differences (`edgeqaf.patch.coding`), run after run, in each the parts in order
 
-A run is a number of rows whose codes take about 4 MB, so that a patch is put in by runs in bounded memory. A length
+A run is a number of rows whose codes take about 1 MB, so that a patch is put in by runs in bounded memory. A length
 of zero says that nothing changed. Rows are in logical order: a patch does not know the formats it is put into.
 """
 
@@ -32,7 +32,7 @@ from edgeqaf.tensorfile import ALIGNMENT, TensorFile, TensorWriter
 from edgeqaf.weightsfile import FLOAT32
 
 Kind = tuple[str, tuple[int, ...]]  # grid, shape
-FORMAT, MANIFEST, RUN = 1, "manifest", 2**22
+FORMAT, MANIFEST, RUN = 1, "manifest", 2**20
 CARRIED = ("codes", "parameters")  # `Change.what` of what a patch holds
 AGAIN = "the patch is damaged or no patch; fetch or make it again"
 

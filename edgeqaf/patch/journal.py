@@ -28,11 +28,6 @@ from typing import Any
 from edgeqaf.errors import Refused
 from edgeqaf.untrusted import open_regular
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: there two processes that change one file are not kept apart
-    fcntl = None  # type: ignore[assignment]
-
 MAGIC, BLANK = b"EQJ1", bytes(4)
 SUFFIX = ".patching"
 ROOM = 2**26  # bytes of a slot, of which only those that are written take space
@@ -102,7 +97,9 @@ class Journal:
         self.state, self._count = None, 0
 
     def _lock(self) -> None:
-        if fcntl is None:
+        try:
+            import fcntl
+        except ImportError:  # on Windows two processes that change one file are not kept apart
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +109,7 @@ class Journal:
     def _get(self, offset: int, size: int) -> bytes:
         with self._turn:
             self._file.seek(offset)
-            return self._file.read(size)
+            return self._file.read(size) or b""
 
     def _put(self, edits: Sequence[Edit]) -> None:
         with self._turn:

@@ -24,7 +24,7 @@ from edgeqaf.patch.journal import Edit, Journal
 from edgeqaf.qtensor import QTensor
 from edgeqaf.weightsfile import FLOAT32
 
-STEP = 2**24  # bytes of the file that a step changes at least
+STEP = 2**22  # bytes of the file that a step changes at least
 THREADS = 2
 
 
@@ -109,13 +109,13 @@ class Target:
             for name, found in zip(names, pool.map(self._digests, names), strict=True):
                 digests[name] = found
                 advance(len(digests), name)
-        roots = [merkle_root({name: pair[side] for name, pair in digests.items()}) for side in (0, 1)]
+        before, after = (merkle_root({name: pair[side] for name, pair in digests.items()}) for side in (0, 1))
         wrong = [n for n, e in self._patch.tensors.items() if digests[n] != (e["before"], e["after"])]
-        if wrong or roots != [self._patch.before, self._patch.after]:
-            return State("another", *roots, wrong)
+        if wrong or (before, after) != (self._patch.before, self._patch.after):
+            return State("another", before, after, wrong)
         whole = {(0, 0): "not applied", (0, len(self._runs)): "applied"}
         cut = self._journal.state is not None
-        return State("interrupted" if cut else whole[self._first, self._last], *roots)
+        return State("interrupted" if cut else whole[self._first, self._last], before, after)
 
     def move(self, *, put: bool) -> None:
         """Put the patch in, or take it out; a kill at any time leaves work that either can go on with."""

@@ -73,8 +73,7 @@ def test_damage_is_refused_or_changes_bytes_and_nothing_else(share):
         values = before.copy()
         try:
             add(damaged, values)
-        except Refused as error:
-            assert "do not fit" in error.cause
+        except Refused:
             refused += 1
         assert values.size == before.size
     assert refused > len(coded)

@@ -1,0 +1,104 @@
+"""A task patch put into a large GGUF file, and taken out: how fast, in how much memory, how small.
+
+    python benchmarks/patches.py --shape 2b --moved 0.05     # 1.04 GB of Q4_0, 2.2 GB of disk in all
+
+The model is a Llama of random codes (`gguf_files.py`); the task moves a share of the codes of its decoder by one step,
+each with equal probability: noise, which no compressor brings below its entropy. Each step is a process of its own,
+whose peak memory is its own.
+"""
+
+import argparse
+import filecmp
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from gguf_files import SHAPES, make
+
+from edgeqaf.checkpoint import QModel
+from edgeqaf.diff import opened
+from edgeqaf.digest import Tensor
+from edgeqaf.patch.file import Patch
+from edgeqaf.patch.file import make as make_patch
+from edgeqaf.patch.target import Target
+from edgeqaf.qtensor import QTensor
+
+
+class Moved(dict[str, Tensor]):
+    """The tensors of a model with a share of the codes of its decoder a step away, made when they are asked for."""
+
+    def __init__(self, model: QModel, share: float) -> None:
+        super().__init__(dict.fromkeys(model.tensors))
+        self._model, self._share = model, share
+
+    def get(self, name: str, default: Tensor | None = None) -> Tensor | None:
+        return self[name] if name in self._model.tensors else default
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._model.tensors[name]
+        if not isinstance(tensor, QTensor) or ".layers." not in name:
+            return tensor
+        rng = np.random.default_rng(len(name))
+        step = (rng.random(tensor.shape, np.float32) < self._share) * rng.choice(
+            np.array([-1, 1], np.int8), tensor.shape
+        )
+        return replace(tensor, codes=np.clip(tensor.codes + step, tensor.grid.lo, tensor.grid.hi).astype(np.int8))
+
+
+def step(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """One step in this process; seconds, peak memory in MB, and what the patch takes."""
+    model, patch, more = folder / "model.gguf", folder / "task.eqpatch", {}
+    started = time.perf_counter()
+    if what == "make":
+        make(folder, arguments.shape, arguments.grid)
+        shutil.copy(model, folder / "shipped.gguf")
+    elif what == "diff":
+        before = opened(model)
+        made = make_patch(before, QModel({}, Moved(before, arguments.moved), folder), patch)
+        more = {"bytes": made.size, "entropy": made.entropy, "codes": sum(change.codes for change in made.changes)}
+    else:
+        with Target(model, Patch(patch), writable=what != "verify") as target:
+            found = target.check().name
+            assert found == {"apply": "not applied", "verify": "applied", "revert": "applied"}[what], found
+            if what != "verify":
+                target.move(put=what == "apply")
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **more}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="125m")
+    parser.add_argument("--grid", default="q4_0")
+    parser.add_argument("--moved", type=float, default=0.05, help="share of codes that the task moves")
+    parser.add_argument("--dir", type=Path, help="where the files lie for the time")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        print(json.dumps(step(arguments.step, arguments.dir, arguments)))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as place:
+        folder = Path(place)
+        for what in ("make", "diff", "apply", "verify", "revert"):
+            line = [sys.executable, __file__, *sys.argv[1:], "--dir", place, "--step", what]
+            ran = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
+            done = json.loads(ran.stdout.splitlines()[-1])
+            size = (folder / "model.gguf").stat().st_size / 1e6
+            print(f"{what:7} {size:6.0f} MB  {done['seconds']:6.1f} s  {size / done['seconds']:5.0f} MB/s", end="")
+            print(f"  peak {done['mb']:5.0f} MB")
+            if what == "diff":
+                bits = 8 * done["bytes"] / done["codes"]
+                print(f"        patch {done['bytes'] / 1e6:.1f} MB, entropy {done['entropy'] / 1e6:.1f} MB,", end="")
+                print(f" ratio {done['bytes'] / done['entropy']:.3f}, {bits:.2f} bits a moved code")
+        print(f"byte-identical: {filecmp.cmp(folder / 'model.gguf', folder / 'shipped.gguf', shallow=False)}")
+
+
+if __name__ == "__main__":
+    main()
