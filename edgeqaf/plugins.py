@@ -16,7 +16,7 @@ from edgeqaf.errors import ShadowedPackage, UsageError
 # kind -> (package that holds one module per entry, name each module exposes)
 KINDS = {
     "grids": ("edgeqaf.grids", "grid"),
-    "quantizers": ("edgeqaf.quantizers", "quantize"),
+    "quantizers": ("edgeqaf.quantizers", "quantizer"),
     "adapters": ("edgeqaf.adapters", "adapter"),
     "sources": ("edgeqaf.data.sources", "source"),
     "commands": ("edgeqaf.commands", "command"),
