@@ -15,6 +15,7 @@ that rounds as IEEE 754 says gives the same bits.
 """
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,8 @@ TRIES = range(-16, 9)  # steps of the fan below and above the end-of-grid scale
 FAN = 0.2  # a step of the fan, divided by the number of codes: 0.8 to 1.1 with 16 codes or more, 0.2 to 1.4 with four
 MANY = 16  # codes from which one refinement is enough
 REFITS = 3  # refinements with fewer codes
-ROWS = 512  # rows quantized at once, to bound memory
+ROWS = 512  # rows that numpy quantizes at once, to bound memory
+WIDEST = 256  # the largest block that is compiled
 
 
 def quantize(weights: Floats, grid: Grid, *, search: bool = True) -> QTensor:
@@ -36,8 +38,19 @@ def quantize(weights: Floats, grid: Grid, *, search: bool = True) -> QTensor:
 
     Without ``search`` the end-of-grid scale is used, as ggml's reference quantizer does; codes are
     then nearest under the float16 scale that is stored, where ggml rounds under the unrounded one.
-    Raises Refused where a scale would overflow float16.
+    Raises Refused where a scale would overflow float16. Compiled where numba is, to the bits of `definition`.
     """
+    if find_spec("numba") and grid.block <= WIDEST:
+        from edgeqaf.kernels import rounding as compiled
+
+        found: QTensor | None = compiled.quantize(weights, grid, search=search)
+        if found is not None:
+            return found
+    return definition(weights, grid, search=search)
+
+
+def definition(weights: Floats, grid: Grid, *, search: bool = True) -> QTensor:
+    """`quantize` in numpy."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # scales beyond float16 are refused below
         chunks = [_quantize_rows(weights[i : i + ROWS], grid, search) for i in range(0, len(weights), ROWS)]
     zero = None if grid.zero is Zero.NONE else np.concatenate([c.zero for c in chunks])
@@ -76,14 +89,23 @@ def _candidates(blocks: Floats, grid: Grid, search: bool) -> Iterator[tuple[Floa
     """Float16-representable (scale, zero) pairs to try, the end-of-grid pair first."""
     scale, zero = _end_of_grid(blocks, grid)
     yield _storable(scale, blocks), zero if zero is None else _storable_zero(zero, grid, scale)
-    levels = min(grid.hi - grid.lo + 1, MANY)
-    for k in TRIES if search else ():
-        step = (scale * np.float32(1 + k * FAN / levels)).astype(np.float32)
+    for factor in factors(grid) if search else ():
+        step = (scale * factor).astype(np.float32)
         for fitted, offset in _starts(grid, scale, zero, step):
-            for _ in range(1 if levels == MANY else REFITS):
+            for _ in range(refits(grid)):
                 codes = _round(blocks, grid, fitted, offset)
                 fitted, offset = _least_squares(blocks, codes, grid, fitted, offset)
             yield _storable(fitted, blocks), offset if offset is None else _storable_zero(offset, grid, fitted)
+
+
+def factors(grid: Grid) -> list[np.float32]:
+    """The fan: what the end-of-grid scale is multiplied by."""
+    return [np.float32(1 + k * FAN / min(grid.hi - grid.lo + 1, MANY)) for k in TRIES]
+
+
+def refits(grid: Grid) -> int:
+    """How often a scale is refined for the codes that it gives."""
+    return 1 if grid.hi - grid.lo + 1 >= MANY else REFITS
 
 
 def _starts(grid: Grid, scale: Floats, zero: Floats | None, step: Floats) -> Iterator[tuple[Floats, Floats | None]]:
@@ -103,7 +125,7 @@ def _starts(grid: Grid, scale: Floats, zero: Floats | None, step: Floats) -> Ite
 
 
 def _end_of_grid(blocks: Floats, grid: Grid) -> tuple[Floats, Floats | None]:
-    low, high = blocks.min(-1), blocks.max(-1)
+    low, high = (extreme + np.float32(0) for extreme in (blocks.min(-1), blocks.max(-1)))  # no zero is negative
     steps = np.float32(grid.hi - grid.lo)
     if grid.zero is Zero.OFFSET:
         return (high - low) / steps, low
