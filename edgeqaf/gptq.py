@@ -14,6 +14,7 @@ exported, and codes chosen out of their place would need an index that no runtim
 """
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -39,9 +40,9 @@ def quantize(weights: Floats, grid: Grid, upper: Doubles) -> QTensor:
         here, after = slice(start, start + grid.block), slice(start + grid.block, None)
         shares = (upper[here] / diagonal[here, None]).astype(np.float32)
         costs = (diagonal[here].min() / diagonal[here]) ** 2
-        found = [_block(left[rows, here], grid, shares[:, here], costs.astype(np.float32)) for rows in _tiles(left)]
-        parts.append(_joined([q for q, _ in found], 0))
-        left[:, after] -= np.concatenate([errors for _, errors in found]) @ shares[:, after]
+        q, errors = _block(left[:, here], grid, shares[:, here], costs.astype(np.float32))
+        parts.append(q)
+        left[:, after] -= errors @ shares[:, after]
     return _joined(parts, 1)
 
 
@@ -65,20 +66,28 @@ def inverse_factor(hessian: Doubles, damping: float) -> Doubles:
     return np.ascontiguousarray(inverse.numpy()[::-1, ::-1])
 
 
-def _tiles(left: Floats) -> list[slice]:
-    return [slice(start, start + rounding.ROWS) for start in range(0, len(left), rounding.ROWS)]
-
-
 def _block(block: Floats, grid: Grid, shares: Floats, costs: Floats) -> tuple[QTensor, Floats]:
+    """`tried` for any number of rows, compiled where numba is."""
+    if find_spec("numba") and grid.block <= rounding.WIDEST:
+        from edgeqaf.kernels.rounding import in_order
+
+        found = in_order(block, grid, shares, costs)
+        if found is not None:
+            return found
+    tiles = [block[start : start + rounding.ROWS] for start in range(0, len(block), rounding.ROWS)]
+    parts = [tried(tile, grid, shares, costs) for tile in tiles]
+    return _joined([q for q, _ in parts], 0), np.concatenate([errors for _, errors in parts])
+
+
+def tried(block: Floats, grid: Grid, shares: Floats, costs: Floats) -> tuple[QTensor, Floats]:
     """Some rows of one block [rows, block]: its tensor, and what each code loses, float32 [rows, block]."""
-    rows = len(block)
-    tries = rounding.candidates(block, grid)
+    rows, tries = len(block), rounding.candidates(block, grid)
     scale = np.concatenate([scale for scale, _ in tries])
     zero = None if grid.zero is Zero.NONE else np.concatenate([zero for _, zero in tries])
-    tried, errors = _in_order(np.tile(block, (len(tries), 1)), grid, scale, zero, shares)
+    found, errors = _in_order(np.tile(block, (len(tries), 1)), grid, scale, zero, shares)
     loss = rounding.block_sum(errors**2 * costs).reshape(len(tries), rows)
     best = loss.argmin(0) * rows + np.arange(rows)
-    kept = QTensor(grid, tried.codes[best], scale[best], None if zero is None else zero[best])
+    kept = QTensor(grid, found.codes[best], scale[best], None if zero is None else zero[best])
     return kept, errors[best]
 
 

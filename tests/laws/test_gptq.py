@@ -65,6 +65,7 @@ def test_it_is_algorithm_1_step_by_step(grid, monkeypatch):
     # An error is within half a step of 1/2, or as far beyond the grid's ends as a weight has been pushed.
     scale = np.full((16, 1), 0.5, np.float32)
     zero = None if grid.zero is Zero.NONE else np.full((16, 1), -2.0 if grid.zero is Zero.OFFSET else 2.0, np.float32)
+    monkeypatch.setattr(rounding, "WIDEST", 0)  # the definition, whose candidates are ours here
     monkeypatch.setattr(rounding, "candidates", lambda block, grid: [(scale * 4, zero), (scale, zero)])
     q = gptq.quantize(w, grid, upper)
     left, single = w.astype(np.float64), replace(grid, block=1)
@@ -79,10 +80,21 @@ def test_it_is_algorithm_1_step_by_step(grid, monkeypatch):
     assert set(np.unique(q.scale)) <= {0.5, 2.0}
 
 
+@each_grid
+def test_compiled_it_has_the_bits_of_the_definition(grid, monkeypatch):
+    w, upper = weights(40), gptq.inverse_factor(correlated(), 0.01)
+    w[3], w[5, :64], w[6, ::3], w[7] = 0, -0.75, 0, np.round(w[7] * 64) / 64
+    compiled = gptq.quantize(w, grid, upper)
+    monkeypatch.setattr(rounding, "WIDEST", 0)
+    monkeypatch.setattr(rounding, "ROWS", 16)
+    assert same(compiled, gptq.quantize(w, grid, upper))
+
+
 def test_of_two_scales_the_one_of_less_loss_is_kept(monkeypatch):
     grid = next(g for g in ONE_LEVEL if g.name == "q4_0")
     w, scale = weights(16, 64), np.full((16, 1), 2.0**-8, np.float32)
     upper = gptq.inverse_factor(correlated(64), 0.01)
+    monkeypatch.setattr(rounding, "WIDEST", 0)
     found = []
     for tries in ([scale], [scale * 8], [scale * 8, scale]):
         monkeypatch.setattr(rounding, "candidates", lambda block, grid, t=tries: [(s, None) for s in t])
