@@ -11,7 +11,8 @@ from edgeqaf.rounding import MANY, TRIES, refits
 class Plan(NamedTuple):
     """A grid and a search, as the kernels take them: constants that their cache can be keyed by.
 
-    sums: of so many terms at a time (`block_sum`). starts: candidates for each factor of the fan; count: of all.
+    sums: of so many terms at a time (`block_sum`). offset, stored: the form of the zero. signed: no code is the middle.
+    side: what the largest weight is divided by. starts: candidates for each factor of the fan; count: of all.
     """
 
     block: int
@@ -29,10 +30,14 @@ class Plan(NamedTuple):
 
 
 def plan(grid: Grid, search: bool) -> Plan:
+    """The constants of a grid, for the search or for the end-of-grid scale alone."""
     offset, stored = grid.zero is Zero.OFFSET, grid.zero is Zero.CODE
     starts = 2 if stored or (not offset and grid.hi - grid.lo + 1 < MANY) else 1
+    centre, lo, hi, side = (
+        np.float32(x) for x in (grid.centre, grid.lo, grid.hi, grid.lo - grid.centre if grid.centre else grid.hi)
+    )
     return Plan(
-        grid.block, min(grid.block, 128), offset, stored, not (grid.centre or offset or stored),
-        *(np.float32(x) for x in (grid.centre, grid.lo, grid.hi, grid.lo - grid.centre if grid.centre else grid.hi)),
-        starts, refits(grid), 1 + starts * len(TRIES) if search else 1,
+        block=grid.block, sums=min(grid.block, 128), offset=offset, stored=stored,
+        signed=not (grid.centre or offset or stored), centre=centre, lo=lo, hi=hi, side=side, starts=starts,
+        again=refits(grid), count=1 + starts * len(TRIES) if search else 1,
     )  # fmt: skip

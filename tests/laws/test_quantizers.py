@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeqaf import plugins
+from edgeqaf import plugins, scoring
 from edgeqaf.calibration import Calibration, sequences
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.halfway import Halfway
@@ -170,3 +170,9 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_float_model, text, tmp_pat
 def test_a_damping_that_is_no_positive_number_is_refused(damping, tiny_float_model, text, tmp_path):
     with pytest.raises(UsageError, match=f"--damping {damping} is no positive number"):
         gptq(tiny_float_model, tmp_path / "base", text, damping=damping)
+
+
+def test_a_lossy_merge_is_not_quantized_again_by_what_needs_a_text(tiny_float_model, text, tmp_path):
+    base = gptq(tiny_float_model, tmp_path / "base", text, calib_tokens=512)
+    with pytest.raises(Refused, match="base was quantized by gptq, which needs more of a model than a matrix"):
+        scoring._requantized("lora", base, None, None, "cpu")
