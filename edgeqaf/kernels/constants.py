@@ -12,7 +12,7 @@ class Plan(NamedTuple):
     """A grid and a search, as the kernels take them: constants that their cache can be keyed by.
 
     sums: of so many terms at a time (`block_sum`). offset, stored: the form of the zero. signed: no code is the middle.
-    side: what the largest weight is divided by. starts: candidates for each factor of the fan; count: of all.
+    side: what the largest weight is divided by. starts: candidates for each factor of the fan; tries: of all.
     """
 
     block: int
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
     side: np.float32
     starts: int
     again: int
-    count: int
+    tries: int
 
 
 def plan(grid: Grid, search: bool) -> Plan:
@@ -39,5 +39,5 @@ def plan(grid: Grid, search: bool) -> Plan:
     return Plan(
         block=grid.block, sums=min(grid.block, 128), offset=offset, stored=stored,
         signed=not (grid.centre or offset or stored), centre=centre, lo=lo, hi=hi, side=side, starts=starts,
-        again=refits(grid), count=1 + starts * len(TRIES) if search else 1,
+        again=refits(grid), tries=1 + starts * len(TRIES) if search else 1,
     )  # fmt: skip

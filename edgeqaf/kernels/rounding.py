@@ -154,7 +154,7 @@ def _start(g, factor, second, scale, zero):
 def _candidates(g, fan, w, scales, zeros, found, a, b, ones, acc):
     """`rounding._candidates` of a block, into ``scales`` and ``zeros``: whether all can be stored."""
     scale, zero = _ends(g, w)
-    for i in range(g.count):
+    for i in range(g.tries):
         fitted, z = scale, zero
         if i:
             fitted, z = _start(g, fan[(i - 1) // g.starts], (i - 1) % g.starts, scale, zero)
@@ -177,7 +177,7 @@ def _nearest(grid: Grid, search: bool) -> Callable[..., None]:
     def kernel(weights, stored, scale, zero, failed, first, last):
         found, a, b = np.empty(g.block, np.float32), np.empty(g.block, np.float32), np.empty(g.block, np.float32)
         ones, acc = np.ones(g.block, np.float32), np.empty(LANES, np.float32)
-        scales, zeros = np.empty(g.count, np.float32), np.empty(g.count, np.float32)
+        scales, zeros = np.empty(g.tries, np.float32), np.empty(g.tries, np.float32)
         for r in range(first, last):
             for at in range(scale.shape[1]):
                 w, least = weights[r, at * g.block : (at + 1) * g.block], np.float32(0)
@@ -185,9 +185,9 @@ def _nearest(grid: Grid, search: bool) -> Callable[..., None]:
                     failed[0] = 1
                     return
                 to = stored[r, at * g.block : (at + 1) * g.block]
-                for i in range(g.count):
+                for i in range(g.tries):
                     _codes(g, w, scales[i], zeros[i], found)
-                    if g.count > 1:
+                    if g.tries > 1:
                         for j in range(g.block):
                             a[j] = _value(g, found[j], scales[i], zeros[i]) - w[j]
                         error = _dot(g, a, a, acc)
@@ -220,13 +220,13 @@ def _in_order(grid: Grid) -> Callable[..., None]:
     def kernel(left, shares, costs, stored, scale, zero, errors, failed, first, last):
         found, a, b = np.empty(g.block, np.float32), np.empty(g.block, np.float32), np.empty(g.block, np.float32)
         ones, w, acc = np.ones(g.block, np.float32), np.empty(g.block, np.float32), np.empty(LANES, np.float32)
-        scales, zeros = np.empty(g.count, np.float32), np.empty(g.count, np.float32)
+        scales, zeros = np.empty(g.tries, np.float32), np.empty(g.tries, np.float32)
         for r in range(first, last):
             least = np.float32(0)
             if not _candidates(g, fan, left[r], scales, zeros, found, a, b, ones, acc):
                 failed[0] = 1
                 return
-            for i in range(g.count):
+            for i in range(g.tries):
                 w[:] = left[r]
                 s, z, inverse, whole = scales[i], zeros[i], _inverse(scales[i]), np.rint(zeros[i])
                 for j in range(g.block):
