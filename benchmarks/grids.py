@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeqaf import plugins
 from edgeqaf.qtensor import decode
-from edgeqaf.quantizers.rtn import quantize
+from edgeqaf.rounding import quantize
 from edgeqaf.source import FloatModel
 
 MODEL = Path(__file__).resolve().parents[1] / "examples" / "storyteller-6m"

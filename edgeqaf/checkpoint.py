@@ -99,10 +99,12 @@ def save(
     options: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
     force: bool = False,
+    title: str = "write",
 ) -> QModel:
     """Write ``model`` as the folder ``target``, re-read it, and return it as loaded from there.
 
-    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest. One tensor is in memory at a time.
+    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest; ``title`` is the progress bar's.
+    One tensor is in memory at a time.
     """
     outline = model.outline()
     shapes = {key: shape for name, (grid, shape) in outline.items() for key, shape in stored(name, grid, shape)}
@@ -112,7 +114,7 @@ def save(
         if (part / CONFIG).is_file():
             name_quantizer(part)
         entries: dict[str, dict[str, Any]] = {}
-        with TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file, progress("write", len(outline)) as advance:
+        with TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file, progress(title, len(outline)) as advance:
             for done, name in enumerate(sorted(outline), 1):
                 grid, shape = outline[name]
                 tensor = model.tensors[name]

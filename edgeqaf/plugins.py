@@ -17,7 +17,7 @@ from edgeqaf.errors import ShadowedPackage, UsageError
 KINDS = {
     "grids": ("edgeqaf.grids", "grid"),
     "importers": ("edgeqaf.importers", "importer"),
-    "quantizers": ("edgeqaf.quantizers", "quantize"),
+    "quantizers": ("edgeqaf.quantizers", "quantizer"),
     "adapters": ("edgeqaf.adapters", "adapter"),
     "sources": ("edgeqaf.data.sources", "source"),
     "commands": ("edgeqaf.commands", "command"),

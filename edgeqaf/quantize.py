@@ -4,15 +4,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgeqaf import checkpoint, plugins
+from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
-from edgeqaf.console import Advance, progress
-from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.packing import WIDTHS
 from edgeqaf.source import FloatModel
+
+GRID = "q4_0"  # the default
 
 
 @dataclass(frozen=True)
@@ -54,27 +55,11 @@ def plan(folder: Path, grid_name: str) -> Plan:
     return Plan(shapes, stored, misfits, int(size))
 
 
-def quantize(folder: Path, out: Path, grid_name: str, quantizer: str, *, force: bool = False) -> QModel:
-    """Write the base folder ``out`` and return it."""
-    decided = plan(folder, grid_name)
-    source = FloatModel(folder)
-    grid: Grid = plugins.find("grids", grid_name)
-    with progress(f"quantize {grid.name}", len(source)) as advance:
-        tensors = dict(_tensors(source, decided, grid, quantizer, advance))
-    options = {"grid": grid.name, "quantizer": quantizer}
-    return checkpoint.save(
-        QModel(source.config, tensors, folder), out, kind="base", parent=None, options=options, force=force
-    )
+def quantize(folder: Path, out: Path, grid_name: str, quantizer: str, *, force: bool = False, **options: Any) -> QModel:
+    """Write the base folder ``out`` and return it.
 
-
-def _tensors(
-    source: FloatModel, decided: Plan, grid: Grid, quantizer: str, advance: Advance
-) -> Iterator[tuple[str, Tensor]]:
-    choose = plugins.find("quantizers", quantizer)
-    for done, name in enumerate(source, 1):
-        weights = source[name]
-        try:
-            yield name, choose(weights, grid) if decided.stored[name] == grid.name else weights
-        except Refused as error:
-            raise Refused(f"{name}: {error.cause}", error.remedy) from None
-        advance(done, name)
+    options: what the quantizer takes beside the grid (`edgeqaf.quantizer.Quantizer.takes`).
+    """
+    chosen: Any = plugins.find("quantizers", quantizer)
+    base: QModel = chosen.base(folder, out, {"grid": grid_name, **options}, force=force)
+    return base

@@ -21,6 +21,7 @@ from edgeqaf.method import Baseline
 from edgeqaf.modeling import build
 from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions
 from edgeqaf.qtensor import QTensor
+from edgeqaf.quantizer import EachMatrix
 from edgeqaf.run import load_run
 from edgeqaf.tokenizer import Tokenizer
 
@@ -156,6 +157,11 @@ def _requantized(name: str, base: checkpoint.QModel, method: Baseline, model: nn
             "requantize a run over a base that edgeqaf quantize made",
         )
     quantize = plugins.find("quantizers", quantizer)
+    if not isinstance(quantize, EachMatrix):
+        raise Refused(
+            f"{base.folder} was quantized by {quantizer}, which needs more of a model than a matrix",
+            "requantize a run over a base that --quantizer rtn made",
+        )
     for tensor_name, weights in method.merged_weights(model).items():
         stored = base.tensors[tensor_name]
         assert isinstance(stored, QTensor)  # a method's layers are quantized ones

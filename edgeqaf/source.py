@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401  (numpy learns bfloat16 from it)
 import numpy as np
 
 from edgeqaf.companions import CONFIG, QUANTIZATION

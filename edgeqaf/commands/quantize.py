@@ -30,8 +30,21 @@ def command(
         ),
     ] = None,
     quantizer: Annotated[
-        str, typer.Option(help="How codes and scales are chosen: rtn, or llama.cpp (its own quantizer, with --type).")
-    ] = "rtn",
+        str | None,
+        typer.Option(
+            help="How codes and scales are chosen: rtn (nearest, scales searched), absmax (nearest, fast), gptq (by a "
+            "text, --calib), llama.cpp (its own, --type). Default: rtn."
+        ),
+    ] = None,
+    calib: Annotated[
+        str | None, typer.Option(help="Text like those the model will read, for gptq; whatever finetune takes.")
+    ] = None,
+    calib_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of it that are used, from its beginning; default: 32768.")
+    ] = None,
+    damping: Annotated[
+        float | None, typer.Option(help="Added to Hessians for gptq, as a share of their diagonal; default: 0.01.")
+    ] = None,
     kind: Annotated[str | None, typer.Option("--type", help="File type for llama.cpp to make: Q4_K_M.")] = None,
     imatrix: Annotated[Path | None, typer.Option(help="Importance matrix for llama.cpp, by llama-imatrix.")] = None,
     pure: Annotated[bool, typer.Option("--pure", help="One block type for all matrices, not llama.cpp's mix.")] = False,
@@ -44,33 +57,33 @@ def command(
     json: Json = False,
 ) -> None:
     """Quantize a float model onto a grid, or import a quantized one: the base that an adapter is trained on."""
-    from edgeqaf import imported, plugins, quantize
+    from edgeqaf import imported, plugins
     from edgeqaf.console import emit, say, table
+    from edgeqaf.quantizer import Quantizer, require_known
 
     if imported.is_import(model):
-        _require_none(model, {"--grid": grid, "--type": kind, "--imatrix": imatrix})
+        _require_none(
+            model, {"--grid": grid, "--quantizer": quantizer, "--calib": calib, "--type": kind, "--imatrix": imatrix}
+        )
         _import(model, output, tokenizer, force=force, dry_run=dry_run, json=json)
         return
-    if plugins.resolve("quantizers", quantizer) == "llama_cpp" or kind is not None:
-        _by_llama_cpp(model, output, grid, kind, llama_lib, pure=pure, imatrix=imatrix, force=force, json=json)
-        return
-    grid = grid or "q4_0"
-    planned = quantize.plan(model, grid)
+    name = plugins.resolve("quantizers", quantizer or ("rtn" if kind is None else "llama.cpp"))
+    given = {
+        "grid": grid, "calib": calib, "calib_tokens": calib_tokens, "damping": damping, "type": kind,
+        "imatrix": imatrix, "pure": pure or None, "llama_lib": llama_lib,
+    }  # fmt: skip
+    options = {option: value for option, value in given.items() if value is not None}
+    require_known(name, options)
+    chosen: Quantizer = plugins.find("quantizers", name)
     if dry_run:
+        planned = chosen.plan(model, options)
         table("Plan", ("tensor", "shape", "stored as"), planned.rows())
         say(f"{planned.bytes / 1e6:.1f} MB to write")
         if json:
             emit({"bytes": planned.bytes, "tensors": {name: kind for name, _, kind in planned.rows()}})
         return
     claim(output, "base", force)
-    base = quantize.quantize(model, output, grid, quantizer, force=force)
-    if planned.misfits:
-        say(f"kept in float, as their rows do not fit {grid}'s block: {', '.join(planned.misfits)}")
-    weights = sum(q.size for _, q in base.quantized())
-    say(f"{output}: {weights:,} weights on {grid}, root {base.root[:12]}")
-    say(f"next: edgeqaf finetune {output} --data train.jsonl -o run")
-    if json:
-        emit({"output": str(output), "root": base.root, "grid": grid, "weights": weights, "misfits": planned.misfits})
+    _report(chosen.base(model, output, options, force=force), output, json)
 
 
 def _require_none(model: Path, flags: Mapping[str, object]) -> None:
@@ -97,35 +110,29 @@ def _import(model: Path, output: Path, tokenizer: Path | None, *, force: bool, d
     _report(imported.import_base(model, output, tokenizer, force=force), output, json)
 
 
-def _by_llama_cpp(
-    folder: Path, output: Path, grid: str | None, kind: str | None, llama_lib: Path | None, *, pure: bool,
-    imatrix: Path | None, force: bool, json: bool,
-) -> None:  # fmt: skip
-    from edgeqaf.errors import UsageError
-    from edgeqaf.imported import quantize_by_llama_cpp
-    from edgeqaf.protocols import RuntimeOptions
-
-    if kind is None or grid is not None:
-        raise UsageError(
-            f"llama.cpp's quantizer takes --type, {'and no --grid' if grid else 'and none is given'}",
-            "name one of its file types: --type Q4_K_M",
-        )
-    claim(output, "base", force)
-    options = RuntimeOptions(llama_lib, threads=0)
-    _report(quantize_by_llama_cpp(folder, output, kind, options, pure=pure, imatrix=imatrix, force=force), output, json)
-
-
 def _report(base: "QModel", output: Path, json: bool) -> None:
-    """Say what an imported base holds."""
+    """Say what a new base holds."""
     from collections import Counter
 
     from edgeqaf.console import emit, say
+    from edgeqaf.source import is_linear
+    from edgeqaf.weightsfile import FLOAT32
 
     weights: Counter[str] = Counter()
     for found, shape in base.outline().values():
         weights[found] += prod(shape)
-    shares = ", ".join(f"{count:,} on {name}" for name, count in weights.most_common())
-    say(f"{output}: {sum(weights.values()):,} weights ({shares}), root {base.root[:12]}")
+    report: dict[str, object] = {"output": str(output), "root": base.root}
+    grid = base.manifest["options"].get("grid")
+    if grid is None:  # imported, with whatever grids it had
+        shares = ", ".join(f"{count:,} on {name}" for name, count in weights.most_common())
+        say(f"{output}: {sum(weights.values()):,} weights ({shares}), root {base.root[:12]}")
+        report |= {"weights": dict(weights)}
+    else:
+        kept = [n for n, (g, _) in base.outline().items() if g == FLOAT32 and is_linear(base.config["model_type"], n)]
+        if kept:
+            say(f"kept in float, as their rows do not fit {grid}'s block: {', '.join(sorted(kept))}")
+        say(f"{output}: {weights[grid]:,} weights on {grid}, root {base.root[:12]}")
+        report |= {"grid": grid, "weights": weights[grid], "misfits": sorted(kept)}
     say(f"next: edgeqaf finetune {output} --data train.jsonl -o run")
     if json:
-        emit({"output": str(output), "root": base.root, "weights": dict(weights)})
+        emit(report)

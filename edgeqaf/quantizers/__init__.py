@@ -1,4 +1,1 @@
-"""One file per quantizer; each exposes ``quantize(weights, grid) -> QTensor``.
-
-A quantizer is policy: it chooses codes and scales. What they mean is `edgeqaf.qtensor.decode`'s.
-"""
+"""One file per quantizer; each exposes ``quantizer`` (`edgeqaf.quantizer`). The file's name is the quantizer's name."""

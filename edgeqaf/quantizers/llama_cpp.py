@@ -3,16 +3,36 @@
 It makes a GGUF file, which is then imported (`edgeqaf.imported.quantize_by_llama_cpp`).
 """
 
-from typing import NoReturn
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
-from edgeqaf.digest import Floats
+from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import UsageError
-from edgeqaf.grid import Grid
+from edgeqaf.protocols import RuntimeOptions
+from edgeqaf.quantize import Plan
+from edgeqaf.quantizer import Quantizer
 
 
-def quantize(weights: Floats, grid: Grid) -> NoReturn:
-    """Refuse: it takes no single matrix."""
-    raise UsageError(
-        f"llama.cpp quantizes whole models, not one matrix of {weights.shape[0]} x {weights.shape[1]} onto {grid.name}",
-        "use it as edgeqaf quantize MODEL --quantizer llama.cpp --type Q4_K_M",
-    )
+class LlamaCpp(Quantizer):
+    """type: one of llama.cpp's file types; llama_lib: a folder with libllama; the rest: `quantize_by_llama_cpp`."""
+
+    takes: ClassVar[frozenset[str]] = frozenset({"type", "pure", "imatrix", "llama_lib"})
+
+    def plan(self, folder: Path, options: Mapping[str, Any]) -> Plan:
+        raise UsageError("llama.cpp chooses each tensor's type as it goes", "leave out --dry-run")
+
+    def base(self, folder: Path, out: Path, options: Mapping[str, Any], *, force: bool = False) -> QModel:
+        from edgeqaf.imported import quantize_by_llama_cpp
+
+        if "type" not in options:
+            raise UsageError(
+                "llama.cpp's quantizer takes --type, and none is given", "name one of its file types: --type Q4_K_M"
+            )
+        return quantize_by_llama_cpp(
+            folder, out, options["type"], RuntimeOptions(options.get("llama_lib"), threads=0),
+            pure=options.get("pure", False), imatrix=options.get("imatrix"), force=force,
+        )  # fmt: skip
+
+
+quantizer = LlamaCpp()

@@ -132,11 +132,10 @@ def test_a_config_alone_gives_the_size_of_its_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("grid", [n for n in plugins.names("grids") if plugins.find("grids", n).levels is None])
 def test_planned_and_made_have_the_same_size(grid: str, tmp_path: Path) -> None:
-    quantize = plugins.find("quantizers", "rtn")
+    quantize = plugins.find("quantizers", "absmax")
     model, on = FloatModel(STORYTELLER), plugins.find("grids", grid)
     tensors = {
-        n: quantize(model[n], on, search=False) if model.is_linear(n) and on.fits(model.shape(n)[-1]) else model[n]
-        for n in model
+        n: quantize(model[n], on) if model.is_linear(n) and on.fits(model.shape(n)[-1]) else model[n] for n in model
     }
     made = checkpoint.save(
         checkpoint.QModel(model.config, tensors, STORYTELLER), tmp_path / "base", kind="base", parent=None, options={}

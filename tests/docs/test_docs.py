@@ -171,7 +171,7 @@ def test_every_file_that_a_page_tells_to_write_works(tmp_path):
     rows = [{"prompt": f"say {word}", "completion": word} for word in ("one", "two", "three", "four")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     lines = [
-        f"quantize {one_layer_of_storyteller(tmp_path / 'model')} -o base --grid {stems['grids']}",
+        f"quantize {one_layer_of_storyteller(tmp_path / 'model')} -o base --grid {stems['grids']} --quantizer clipped",
         f"finetune base --data rows.jsonl -o run --method {stems['adapters']} --set rank=2 --lr 5 --steps 2 --batch 2",
         "merge run -o merged",
         f"export merged -o dist --format {stems['exporters']}",

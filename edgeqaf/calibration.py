@@ -1,0 +1,171 @@
+"""A calibration text on its way through a float model, one decoder layer's weights in memory at a time.
+
+The activations of the whole text are kept (tokens * hidden size * 4 bytes), and beside them one decoder layer and its
+Hessians (in * in * 8 bytes for each input that a linear of it has). What a layer is given comes from the layers before
+it as they are by then, which is quantized.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgeqaf.console import say
+from edgeqaf.data.examples import pieces
+from edgeqaf.data.reading import read_rows
+from edgeqaf.digest import Floats
+from edgeqaf.errors import Refused
+from edgeqaf.material import context_of
+from edgeqaf.modeling import skeleton
+from edgeqaf.source import EMBEDDING, FloatModel
+from edgeqaf.tokenizer import Tokenizer
+
+WINDOW = 512  # tokens of a sequence, or the model's context if that is shorter
+
+
+def sequences(text: Path | str, folder: Path, count: int) -> Tensor:
+    """The first ``count`` tokens of a text, or of any data that training takes: int64 [sequences, tokens of each].
+
+    Raises Refused for a text of less than one sequence, and for tokens that the model in ``folder`` has not.
+    """
+    source, tokenizer = FloatModel(folder), Tokenizer(folder)
+    length = min(WINDOW, context_of(folder) or WINDOW)
+    stream: list[int] = []
+    for row in read_rows(text):
+        stream += [token for example in pieces([row], tokenizer, sys.maxsize).examples for token in example.ids]
+        if len(stream) >= count:
+            break
+    kept = min(len(stream), count) // length * length
+    if not kept:
+        raise Refused(
+            f"calibration needs {length} tokens at least: {text} has {len(stream):,}, and {count:,} were asked for",
+            "give a longer text with --calib, or a larger --calib-tokens",
+        )
+    foreign, known = max(stream[:kept]), source.shape(EMBEDDING)[0]
+    if foreign >= known:
+        raise Refused(f"token {foreign} is outside the vocabulary of {known}", "the tokenizer is another model's")
+    if len(stream) < count:
+        say(f"{text} has {len(stream):,} tokens, fewer than the {count:,} asked for: all are used")
+    return torch.tensor(stream[:kept]).view(-1, length)
+
+
+class Calibration:
+    """The hidden states before one decoder layer: float32 [1, tokens, hidden] of each sequence.
+
+    ids: from `sequences`. The embedding is in memory while this is made; no two layers ever are.
+    """
+
+    @torch.no_grad()
+    def __init__(self, source: FloatModel, ids: Tensor) -> None:
+        decoder = skeleton(source.config).model
+        self._source, self._layers = source, list(decoder.layers)
+        met: list[tuple[Tensor, dict[str, Any]]] = []
+        decoder.layers, decoder.norm = nn.ModuleList(_Noted(met) for _ in self._layers), nn.Identity()
+        _put(decoder, "embed_tokens.weight", source[EMBEDDING])
+        self._hidden = []
+        for row in ids:
+            met.clear()
+            decoder(input_ids=row[None], use_cache=False)
+            self._hidden.append(met[0][0])
+        # Masks and positions, which are those of every sequence, as all have one length.
+        self._arguments = [arguments for _, arguments in met]
+
+    def __len__(self) -> int:
+        """How many layers the model has."""
+        return len(self._layers)
+
+    @torch.no_grad()
+    def hessians(self, index: int, names: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.float64]]]:
+        """X^T X, float64 [in, in], over the text, of the layer's linears ``names``: once for those that share an input.
+
+        The layer takes its float weights from the source.
+        """
+        layer = self._float(index)
+        seen = _Inputs()
+        linears = {name: layer.get_submodule(_within(name).removesuffix(".weight")) for name in names}
+        hooks = [linear.register_forward_pre_hook(seen.of(name)) for name, linear in linears.items()]
+        for hidden in self._hidden:
+            layer(hidden, **self._arguments[index])
+        for hook in hooks:
+            hook.remove()
+        yield from seen.found()
+
+    @torch.no_grad()
+    def through(self, index: int, weights: Mapping[str, Floats]) -> None:
+        """Go on to the next layer, through this one with some of its ``weights`` replaced."""
+        layer = self._float(index)
+        for name, values in weights.items():
+            _put(layer, _within(name), values)
+        for i, hidden in enumerate(self._hidden):
+            self._hidden[i] = layer(hidden, **self._arguments[index])
+            if not bool(self._hidden[i].isfinite().all()):
+                raise Refused(
+                    f"layer {index} gives numbers that are not finite for sequence {i + 1} of the text",
+                    "the checkpoint is damaged, or its activations leave float32",
+                )
+        layer.to("meta")
+
+    def _float(self, index: int) -> nn.Module:
+        """The layer, its parameters from the source where they are not in memory yet."""
+        layer: nn.Module = self._layers[index]
+        for name, parameter in list(layer.named_parameters()):
+            if parameter.is_meta:
+                _put(layer, name, self._source[f"model.layers.{index}.{name}"])
+        return layer
+
+
+class _Noted(nn.Module):
+    """In a layer's place: what it would be given, and nothing done to it."""
+
+    def __init__(self, met: list[tuple[Tensor, dict[str, Any]]]) -> None:
+        super().__init__()
+        self._met = met
+
+    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
+        self._met.append((hidden, arguments))
+        return hidden
+
+
+class _Inputs:
+    """Sums of X^T X of linears; those that are called one after another with the very same tensor share one."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._sharers: dict[str, list[str]] = {}
+        self._last: tuple[Tensor, str] | None = None
+
+    def of(self, name: str) -> Any:
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0]
+            if self._last is not None and self._last[0] is x:
+                sharers = self._sharers[self._last[1]]
+                if name not in sharers:
+                    sharers.append(name)
+                return
+            self._last = x, name
+            self._sharers.setdefault(name, [name])
+            flat = x.reshape(-1, x.shape[-1])
+            product = (flat.T @ flat).double()  # float32 within a sequence, float64 over the text
+            self._sums[name] = product if name not in self._sums else self._sums[name].add_(product)
+
+        return note
+
+    def found(self) -> Iterator[tuple[list[str], NDArray[np.float64]]]:
+        self._last = None
+        for name, sharers in self._sharers.items():
+            yield sharers, self._sums.pop(name).numpy()
+
+
+def _within(name: str) -> str:
+    """``self_attn.q_proj.weight`` of ``model.layers.3.self_attn.q_proj.weight``."""
+    return name.split(".", 3)[3]
+
+
+def _put(module: nn.Module, name: str, values: Floats) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(path), leaf, nn.Parameter(torch.from_numpy(values), requires_grad=False))
