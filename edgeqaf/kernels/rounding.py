@@ -13,10 +13,11 @@ from functools import cache
 import numba
 import numpy as np
 
+from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.kernels.constants import plan
-from edgeqaf.kernels.cpu import compiled, over_rows
+from edgeqaf.kernels.cpu import over_rows
 from edgeqaf.qtensor import QTensor
 from edgeqaf.rounding import factors
 
