@@ -36,6 +36,11 @@ class Layout:
     codes: tuple[Codes, ...]
     scales: Scales | None = None
 
+    @property
+    def bijective(self) -> bool:
+        """Whether no two patterns of a block's bytes mean the same integers; of trits, several bytes do."""
+        return all(isinstance(coding, Plane) for coding in self.codes)
+
 
 def _struct(**fields: str | int) -> np.dtype[np.void]:
     """A field of so many bytes, or of a type."""

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from edgeqaf import plugins
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor, check
 from edgeqaf.weightsfile import FLOAT32
 from exporters.gguf.artifact import StoredTensors
 from exporters.gguf.blocks import pack, unpack
 from exporters.gguf.container import TensorInfo
 from exporters.gguf.floats import widen
+from exporters.gguf.layouts import LAYOUTS
 from exporters.gguf.places import Place
 
 
@@ -31,23 +33,22 @@ class Rows:
     within: NDArray[np.int64]
     _info: TensorInfo
     _place: Place
-    _grid: str
+    _grid: Grid | None
 
     def read(self, raw: bytes) -> Tensor:
         """The rows, from those bytes; raises Refused or GridError where they hold none."""
         own = self._own(raw)
-        if self._grid != FLOAT32:
-            grid, (_, inputs) = plugins.find("grids", self._grid), self._info.shape
-            return check(unpack(own.reshape(-1), grid, (len(own), inputs)), self._place.logical)
+        if self._grid is not None:
+            return check(unpack(own.reshape(-1), self._grid, (len(own), self._info.shape[1])), self._place.logical)
         values = widen(own.reshape(-1), self._info.type, (len(own), *self._info.shape[1:]), self._info.name)
         return values - np.float32(self._place.added) if self._place.added else values
 
     def edits(self, raw: bytes, rows: QTensor) -> list[tuple[int, bytes]]:
         """(offset, bytes) of what replaces the rows by others, and touches nothing else.
 
-        Raises Refused where the file writes its own integers otherwise than it would, which could not be undone.
+        Raises Refused where the file writes its integers in other bytes than it will get back.
         """
-        if pack(self._quantized(raw)).tobytes() != self._own(raw).tobytes():
+        if not LAYOUTS[self._info.type].bijective and pack(self._quantized(raw)).tobytes() != self._own(raw).tobytes():
             raise Refused(
                 f"{self._place.stored} writes its integers in bytes that no exporter makes", "import and export it once"
             )
@@ -75,6 +76,8 @@ class StoredRows:
 
     def __init__(self, stored: StoredTensors) -> None:
         self._stored = stored
+        grids = {kind: None if kind == FLOAT32 else plugins.find("grids", kind) for kind in map(stored.grid, stored)}
+        self._grids: dict[str, Grid | None] = {name: grids[stored.grid(name)] for name in stored}
 
     def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         """Logical name -> (grid, or "float32", and shape)."""
@@ -90,4 +93,4 @@ class StoredRows:
         places = np.arange(start, stop) if order is None else np.argsort(order)[start:stop]
         first, last = int(places.min()), int(places.max()) + 1
         offset = contents.start + info.offset + first * each
-        return Rows(offset, (last - first) * each, places - first, info, place, self._stored.grid(name))
+        return Rows(offset, (last - first) * each, places - first, info, place, self._grids[name])
