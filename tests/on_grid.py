@@ -4,13 +4,13 @@ import numpy as np
 
 from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor, Supers, check
-from edgeqaf.quantizers.rtn import quantize
+from edgeqaf.quantizers.absmax import quantize
 
 
 def on_grid(weights: np.ndarray, grid: Grid) -> QTensor:
     """float32 [out, in] -> codes nearest under plain scales."""
     if grid.levels is None:
-        return quantize(weights, grid, search=False)
+        return quantize(weights, grid)
     blocks = weights.reshape(len(weights), -1, grid.block)
     low = np.minimum(blocks.min(-1), 0) if grid.levels.zero else np.zeros(blocks.shape[:2], np.float32)
     reach = (blocks.max(-1) - low) / grid.hi if grid.levels.zero else np.abs(blocks).max(-1) / grid.centre

@@ -43,8 +43,8 @@ def configuration(request: pytest.FixtureRequest) -> Configuration:
 def model_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The demo model on q4_0, as the exporter writes it: its query and key rows are permuted."""
     source = FloatModel(BASE)
-    grid, quantize = plugins.find("grids", "q4_0"), plugins.find("quantizers", "rtn")
-    tensors = {n: quantize(source[n], grid, search=False) if source.is_linear(n) else source[n] for n in source}
+    grid, quantize = plugins.find("grids", "q4_0"), plugins.find("quantizers", "absmax")
+    tensors = {n: quantize(source[n], grid) if source.is_linear(n) else source[n] for n in source}
     path = tmp_path_factory.mktemp("dist") / EXPORTER.filename
     EXPORTER.export(QModel(source.config, tensors, BASE), path)
     return Artifact(RUNTIME.reads, path, EXPORTER.read_back(path), BASE)

@@ -41,8 +41,8 @@ def configuration(request: pytest.FixtureRequest) -> Configuration:
 
 
 def quantized(folder: Path, grid_name: str) -> QModel:
-    source, grid, quantize = FloatModel(folder), plugins.find("grids", grid_name), plugins.find("quantizers", "rtn")
-    tensors = {n: quantize(source[n], grid, search=False) if source.is_linear(n) else source[n] for n in source}
+    source, grid, quantize = FloatModel(folder), plugins.find("grids", grid_name), plugins.find("quantizers", "absmax")
+    tensors = {n: quantize(source[n], grid) if source.is_linear(n) else source[n] for n in source}
     return QModel(source.config, tensors, folder)
 
 
