@@ -92,7 +92,7 @@ def test_killed_anywhere_it_goes_on_in_either_direction(put, make, small_runs, m
     first, last = (task.before, task.after) if put else (task.after, task.before)
     shutil.copy(first, device)
     total = writes(monkeypatch, lambda: go(device, patch, put=put))
-    for n, write in enumerate(sorted({1, 2, 3, total - 1, *range(5, total, total // 3)})):
+    for n, write in enumerate((2, 3, total // 2, total - 1)):
         shutil.copy(first, device)
         assert cut_short(monkeypatch, write, lambda: go(device, patch, put=put))
         if journal_of(device).exists() and device.read_bytes()[:4] == bytes(4):
