@@ -82,7 +82,7 @@ def _replace(part: Path, target: Path) -> None:
         if old.exists() and not target.exists():
             os.rename(old, target)
         raise
-    _flush_directory(target.absolute().parent)
+    flush_directory(target.absolute().parent)
     _remove(old)
 
 
@@ -93,10 +93,13 @@ def _flush(path: Path) -> None:
                 os.fsync(handle.fileno())
     for directory in [path, *path.rglob("*")]:
         if directory.is_dir():
-            _flush_directory(directory)
+            flush_directory(directory)
 
 
-def _flush_directory(path: Path) -> None:
+def flush_directory(path: Path) -> None:
+    """Make the names in a folder lasting; Windows has no such call, and needs none."""
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,14 +21,15 @@ def command(
     """Count per tensor the codes and parameters that differ; exit 0 either way."""
     from edgeqaf.console import emit, say, table
     from edgeqaf.diff import differences, opened
-    from edgeqaf.patch import file
-    from edgeqaf.staging import require_new
 
     a, b = opened(first), opened(second)
     made = None
     if output is None:
         changes = [change for _, change in differences(a, b) if change]
     else:
+        from edgeqaf.patch import file
+        from edgeqaf.staging import require_new
+
         require_new(output, force)
         made = file.make(b, a, output, force=force)
         changes = made.changes

@@ -14,6 +14,7 @@ command = typer.Typer(help="Put a task into a shipped GGUF file, in place, or ta
 
 Model = Annotated[Path, typer.Argument(help="GGUF file; it is changed in place.")]
 File = Annotated[Path, typer.Argument(help="Task patch, from edgeqaf diff -o.")]
+GO_ON = "run edgeqaf patch apply or revert with this patch: either goes on from here"
 
 
 @command.command()
@@ -48,13 +49,13 @@ def verify(
         raise VerificationFailed(*_other(model, patch, state, opened.before))
     if state.name == "interrupted":
         raise VerificationFailed(
-            f"{model} is half patched, and no runtime opens it", "run edgeqaf patch apply or revert with this patch"
+            f"{model}: the patch was cut short, and no runtime opens the file until it is whole", GO_ON
         )
 
 
 def _move(model: Path, patch: Path, *, put: bool, json: bool) -> None:
     from edgeqaf.console import emit, say
-    from edgeqaf.errors import Interrupted, Refused
+    from edgeqaf.errors import Interrupted, OutOfResources, Refused
     from edgeqaf.patch.file import Patch
     from edgeqaf.patch.target import Target
 
@@ -69,10 +70,9 @@ def _move(model: Path, patch: Path, *, put: bool, json: bool) -> None:
             try:
                 target.move(put=put)
             except KeyboardInterrupt:
-                raise Interrupted(
-                    f"{model} is half patched, and no runtime opens it until it is whole",
-                    "run edgeqaf patch apply or revert with this patch: either goes on from here",
-                ) from None
+                raise Interrupted(f"{model}: the patch was cut short", GO_ON) from None
+            except OSError as error:
+                raise OutOfResources(f"{model}: the patch was cut short ({error.strerror})", GO_ON) from error
     moved = sum(entry["moved"] for entry in opened.tensors.values())
     say(f"{model}: {patch.name} {'was already' if state.name == wanted else 'is'} {wanted}, root {root[:12]}")
     say(f"{moved:,} codes in {len(opened.tensors)} tensors")

@@ -61,18 +61,16 @@ def command(
     from edgeqaf.console import emit, say, table
     from edgeqaf.quantizer import Quantizer, require_known
 
-    if imported.is_import(model):
-        _require_none(
-            model, {"--grid": grid, "--quantizer": quantizer, "--calib": calib, "--type": kind, "--imatrix": imatrix}
-        )
-        _import(model, output, tokenizer, force=force, dry_run=dry_run, json=json)
-        return
-    name = plugins.resolve("quantizers", quantizer or ("rtn" if kind is None else "llama.cpp"))
     given = {
         "grid": grid, "calib": calib, "calib_tokens": calib_tokens, "damping": damping, "type": kind,
         "imatrix": imatrix, "pure": pure or None, "llama_lib": llama_lib,
     }  # fmt: skip
     options = {option: value for option, value in given.items() if value is not None}
+    if imported.is_import(model):
+        _require_none(model, options | ({"quantizer": quantizer} if quantizer else {}))
+        _import(model, output, tokenizer, force=force, dry_run=dry_run, json=json)
+        return
+    name = plugins.resolve("quantizers", quantizer or ("rtn" if kind is None else "llama.cpp"))
     require_known(name, options)
     chosen: Quantizer = plugins.find("quantizers", name)
     if dry_run:
@@ -86,12 +84,12 @@ def command(
     _report(chosen.base(model, output, options, force=force), output, json)
 
 
-def _require_none(model: Path, flags: Mapping[str, object]) -> None:
+def _require_none(model: Path, options: Mapping[str, object]) -> None:
     from edgeqaf.errors import UsageError
+    from edgeqaf.quantizer import flag
 
-    for flag, value in flags.items():
-        if value is not None:
-            raise UsageError(f"{flag} {value} is for float models", f"leave it out: {model} keeps the grids it has")
+    for option, value in options.items():
+        raise UsageError(f"{flag(option)} {value} is for float models", f"leave it out: {model} keeps the grids it has")
 
 
 def _import(model: Path, output: Path, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool) -> None:

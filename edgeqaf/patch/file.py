@@ -33,6 +33,7 @@ from edgeqaf.weightsfile import FLOAT32
 
 Kind = tuple[str, tuple[int, ...]]  # grid, shape
 FORMAT, MANIFEST, RUN = 1, "manifest", 2**20
+MOST = 2**40  # weights of a tensor
 CARRIED = ("codes", "parameters")  # `Change.what` of what a patch holds
 AGAIN = "the patch is damaged or no patch; fetch or make it again"
 
@@ -105,7 +106,7 @@ def make(before: QModel, after: QModel, target: Path, *, force: bool = False) ->
 def _beyond(change: Change | None) -> Refused:
     assert change is not None
     return Refused(
-        f"{change.name} differs in {change.what}, which a patch cannot carry: it holds changes of stored integers",
+        f"{change.name} differs ({change.what}), and a patch cannot carry that: it holds changes of stored integers",
         "make patches between a model and what was tuned from it",
     )
 
@@ -208,11 +209,10 @@ class Patch:
         """Whether an entry describes a tensor of a known grid and the differences that are there."""
         (out, inputs), grid, lengths = entry["shape"], plugins.find("grids", entry["grid"]), entry["parts"]
         counted = [out, inputs, entry["moved"], *(n for each in lengths.values() for n in each)]
-        if not all(type(n) is int and 0 <= n < 2**48 for n in counted) or 0 in (out, inputs) or not grid.fits(inputs):
+        if not all(type(n) is int and 0 <= n < 2**48 for n in counted) or not 0 < out * inputs < MOST:
             return False
-        if list(lengths) != list(parts.dtypes(grid)) or any(
-            len(x) != len(runs((out, inputs))) for x in lengths.values()
-        ):
+        expected = len(runs((out, inputs)))
+        if list(lengths) != list(parts.dtypes(grid)) or any(len(each) != expected for each in lengths.values()):
             return False
         digests = all(len(bytes.fromhex(entry[key])) == 32 for key in ("before", "after"))
         stated = sum(n for each in lengths.values() for n in each)

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from edgeqaf.errors import Refused
+from edgeqaf.staging import flush_directory
 from edgeqaf.untrusted import open_regular
 
 MAGIC, BLANK = b"EQJ1", bytes(4)
@@ -81,7 +82,8 @@ class Journal:
         """Make changes, none of them to the first bytes; if this is cut short, `state` will be one of the two given."""
         if self._count == 0:
             self._write_slot(before, [])  # from here on the first bytes may be blank
-            _sync_folder(self._slots.parent)
+            flush_directory(self._slots.parent)
+        if self._get(0, len(BLANK)) != BLANK:  # nor are they where a kill came just before this, or in `finish`
             self._put([(0, BLANK)])
         self._write_slot(before, [(offset, self._get(offset, len(new))) for offset, new in edits])
         self._put(edits)
@@ -93,7 +95,7 @@ class Journal:
             self._write_slot(self.state, [])
             self._put([(0, self.first)])
         self._slots.unlink(missing_ok=True)
-        _sync_folder(self._slots.parent)
+        flush_directory(self._slots.parent)
         self.state, self._count = None, 0
 
     def _lock(self) -> None:
@@ -167,13 +169,3 @@ def _write(file: Any, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,9 +7,8 @@ range grow at its end and then at its beginning, taking it out lets it shrink fr
 work of either kind goes on in either direction.
 """
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -119,18 +118,15 @@ class Target:
 
     def move(self, *, put: bool) -> None:
         """Put the patch in, or take it out; a kill at any time leaves work that either can go on with."""
-        done, total = 0, sum(len(runs) for runs, _ in self._steps(put))
-        ahead: deque[tuple[list[Future[list[Edit]]], tuple[int, int]]] = deque()
-        with ThreadPoolExecutor(THREADS) as pool, progress("patch" if put else "revert", total) as advance:
-            for some, then in [*self._steps(put), ([], (0, 0))]:
-                ahead.append(([pool.submit(self._edits, run, put) for run in some], then))
-                if len(ahead) < 2:
-                    continue  # while a step is written, the next is computed
-                edits, then = ahead.popleft()
+        steps = list(self._steps(put))
+        with ThreadPoolExecutor(THREADS) as pool, progress("patch" if put else "revert", len(steps)) as advance:
+            started = ([pool.submit(self._edits, run, put) for run in some] for some, _ in steps)
+            ahead = next(started, [])
+            for done, (_, then) in enumerate(steps, 1):
+                now, ahead = ahead, next(started, [])  # while a step is written, the next is computed
                 state = self._said((self._first, self._last))
-                self._journal.step(state, self._said(then), [edit for future in edits for edit in future.result()])
+                self._journal.step(state, self._said(then), [edit for future in now for edit in future.result()])
                 self._first, self._last = then
-                done += len(edits)
                 advance(done)
         self._journal.finish()
 

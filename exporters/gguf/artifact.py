@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from edgeqaf import plugins
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
+from edgeqaf.grid import Grid
 from edgeqaf.protocols import Stored
 from edgeqaf.qtensor import check
+from edgeqaf.weightsfile import FLOAT32
 from exporters.gguf import families
 from exporters.gguf.blocks import CARRIERS, unpack
 from exporters.gguf.container import TensorInfo
@@ -39,7 +41,9 @@ class StoredTensors(Mapping[str, Stored]):
         check_seal(self.contents)
         self.family = families.of_file(self.contents.metadata)
         self.places = {place.logical: place for place in places_in(self.contents, self.family)}
-        self._grids = _grids(self.contents)
+        named = _grids(self.contents)
+        found = {grid: plugins.find("grids", grid) for grid in named.values()}
+        self._grids: dict[str, Grid] = {stored: found[grid] for stored, grid in named.items()}
 
     def check_all(self) -> "StoredTensors":
         """Read every tensor once; raises Refused for the first that is not on its grid."""
@@ -47,9 +51,14 @@ class StoredTensors(Mapping[str, Stored]):
             self[name]
         return self
 
-    def grid(self, name: str) -> str:
-        """The grid of a logical tensor, "float32" where it has none."""
-        return self._grids.get(self.places[name].stored, "float32")
+    def grid(self, name: str) -> Grid | None:
+        """The grid of a logical tensor; None for one of floats."""
+        return self._grids.get(self.places[name].stored)
+
+    def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """`edgeqaf.checkpoint.QModel.outline`, from the file's header alone."""
+        grids = {name: self.grid(name) for name in self}
+        return {name: (grid.name if grid else FLOAT32, self.places[name].shape) for name, grid in grids.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -61,7 +70,7 @@ class StoredTensors(Mapping[str, Stored]):
         place = self.places[name]
         info = self.contents.tensors[place.stored]
         where = f"{self.contents.path}: {info.name}"
-        tensor = _tensor(self.contents.raw(info), info, self._grids.get(info.name), where)
+        tensor = read_tensor(self.contents.raw(info), info, self.grid(name), where)
         return Stored(place.from_file(tensor), place.stored, place.rows)
 
 
@@ -115,11 +124,12 @@ def _grids(contents: Contents) -> dict[str, str]:
     return grids
 
 
-def _tensor(raw: NDArray[np.uint8], info: TensorInfo, grid: str | None, name: str) -> Tensor:
+def read_tensor(raw: NDArray[np.uint8], info: TensorInfo, grid: Grid | None, name: str) -> Tensor:
+    """The tensor that the bytes of one hold, in the file's order of rows; raises Refused or GridError."""
     if grid is not None:
         if len(info.shape) != 2:
             raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)
-        return check(unpack(raw, plugins.find("grids", grid), (info.shape[0], info.shape[1])), name)
+        return check(unpack(raw, grid, (info.shape[0], info.shape[1])), name)
     return widen(raw, info.type, info.shape, name)
 
 

@@ -40,7 +40,7 @@ class ImportedTensors(Mapping[str, Tensor]):
 
     def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """`edgeqaf.checkpoint.QModel.outline`, from the file's header alone."""
-        return {name: (self._stored.grid(name), place.shape) for name, place in self._stored.places.items()}
+        return self._stored.outline()
 
     def __getitem__(self, name: str) -> Tensor:
         tensor, place = self._stored[name].tensor, self._stored.places[name]

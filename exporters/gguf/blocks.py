@@ -18,7 +18,6 @@ from edgeqaf.parts import CODES, dtypes, join, split
 from edgeqaf.qtensor import QTensor
 from exporters.gguf.codings import Plane
 from exporters.gguf.layouts import LAYOUTS, Layout
-from exporters.gguf.planes import reader, writer
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,8 @@ def _read_codes(blocks: NDArray[Any], layout: Layout) -> NDArray[np.uint8]:
         for coding in others:
             codes |= coding.read(blocks)
         return codes
+    from exporters.gguf.planes import reader
+
     codes = np.empty((blocks.size, layout.weights), np.uint8)
     raw = blocks.reshape(-1).view(np.uint8).reshape(blocks.size, -1)
     for plane in planes:
@@ -98,6 +99,8 @@ def _write_codes(codes: NDArray[np.uint8], carrier: Carrier, blocks: NDArray[Any
         for coding in carrier.layout.codes:
             coding.write(blocks, codes + np.uint8(carrier.shift) if carrier.shift else codes)
         return
+    from exporters.gguf.planes import writer
+
     raw = blocks.reshape(-1).view(np.uint8).reshape(blocks.size, -1)
     for plane in planes:
         writer(*plane, carrier.shift)(np.ascontiguousarray(codes).reshape(blocks.size, -1), raw)

@@ -75,8 +75,11 @@ class Place:
 
     def from_file(self, tensor: Tensor) -> Tensor:
         """The inverse of `to_file`."""
-        moved = permuted(tensor, Stored(tensor, self.stored, self.rows).in_logical_order)
-        return self._float(moved) - np.float32(self.added) if self.added else moved
+        return self.unshifted(permuted(tensor, Stored(tensor, self.stored, self.rows).in_logical_order))
+
+    def unshifted(self, rows: Tensor) -> Tensor:
+        """Rows from the file without what is `added` to them there."""
+        return self._float(rows) - np.float32(self.added) if self.added else rows
 
     def _float(self, tensor: Tensor) -> Floats:
         if isinstance(tensor, QTensor):

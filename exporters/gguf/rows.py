@@ -1,22 +1,19 @@
 """The tensors of a GGUF file by runs of logical rows: where they lie, what they are, and their bytes after a change."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf import plugins
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
-from edgeqaf.qtensor import QTensor, check
-from edgeqaf.weightsfile import FLOAT32
-from exporters.gguf.artifact import StoredTensors
-from exporters.gguf.blocks import pack, unpack
+from edgeqaf.qtensor import QTensor
+from exporters.gguf.artifact import StoredTensors, read_tensor
+from exporters.gguf.blocks import pack
 from exporters.gguf.container import TensorInfo
-from exporters.gguf.floats import widen
 from exporters.gguf.layouts import LAYOUTS
 from exporters.gguf.places import Place
 
@@ -38,10 +35,8 @@ class Rows:
     def read(self, raw: bytes) -> Tensor:
         """The rows, from those bytes; raises Refused or GridError where they hold none."""
         own = self._own(raw)
-        if self._grid is not None:
-            return check(unpack(own.reshape(-1), self._grid, (len(own), self._info.shape[1])), self._place.logical)
-        values = widen(own.reshape(-1), self._info.type, (len(own), *self._info.shape[1:]), self._info.name)
-        return values - np.float32(self._place.added) if self._place.added else values
+        info = replace(self._info, shape=(len(own), *self._info.shape[1:]))
+        return self._place.unshifted(read_tensor(own.reshape(-1), info, self._grid, info.name))
 
     def edits(self, raw: bytes, rows: QTensor) -> list[tuple[int, bytes]]:
         """(offset, bytes) of what replaces the rows by others, and touches nothing else.
@@ -76,12 +71,10 @@ class StoredRows:
 
     def __init__(self, stored: StoredTensors) -> None:
         self._stored = stored
-        grids = {kind: None if kind == FLOAT32 else plugins.find("grids", kind) for kind in map(stored.grid, stored)}
-        self._grids: dict[str, Grid | None] = {name: grids[stored.grid(name)] for name in stored}
 
     def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         """Logical name -> (grid, or "float32", and shape)."""
-        return {name: (self._stored.grid(name), place.shape) for name, place in self._stored.places.items()}
+        return self._stored.outline()
 
     def rows(self, name: str, start: int, stop: int) -> Rows:
         """Logical rows [start, stop) of a tensor; of a vector, its elements."""
@@ -93,4 +86,4 @@ class StoredRows:
         places = np.arange(start, stop) if order is None else np.argsort(order)[start:stop]
         first, last = int(places.min()), int(places.max()) + 1
         offset = contents.start + info.offset + first * each
-        return Rows(offset, (last - first) * each, places - first, info, place, self._grids[name])
+        return Rows(offset, (last - first) * each, places - first, info, place, self._stored.grid(name))

@@ -38,6 +38,8 @@ def test_what_belongs_to_other_models_is_a_usage_error(shell: Any, theirs: Any) 
     shell.refused(2, *line, "--grid", "q4_1", says="--grid q4_1 is for float models")
     shell.refused(2, *line, "--tokenizer", folder, says="is for GGUF files")
     shell.refused(2, *line, "--type", "Q4_K_M", says="--type Q4_K_M is for float models")
+    shell.refused(2, *line, "--quantizer", "gptq", says="--quantizer gptq is for float models")
+    shell.refused(2, *line, "--calib-tokens", 64, says="--calib-tokens 64 is for float models")
 
 
 @pytest.mark.parametrize(

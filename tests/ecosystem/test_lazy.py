@@ -46,6 +46,11 @@ def test_importing_edgeqaf_imports_no_package_but_its_own():
     assert python(f"import sys; before = set(sys.modules)\nimport edgeqaf; print({ours})") == "['edgeqaf']"
 
 
+def test_the_gguf_exporter_loads_no_compiler_and_no_torch():
+    script = "import sys, exporters.gguf; print(sorted({'numba', 'torch', 'transformers'} & set(sys.modules)))"
+    assert python(script) == "[]"
+
+
 def test_announcing_twice_is_announcing_once():
     before = list(sys.meta_path)
     hf.announce()

@@ -45,8 +45,7 @@ def make(tmp_path: Path) -> Callable[..., Task]:
     """A task on a file of matrices of these types; seed: of what moves."""
 
     def made(kinds: list[GGML], seed: int = 0, **options: object) -> Task:
-        before, after, patch = (tmp_path / f"{name}.{seed}" for name in ("before.gguf", "after.gguf", "task.eqpatch"))
-        before, after = before.with_suffix(f".{seed}.gguf"), after.with_suffix(f".{seed}.gguf")
+        before, after, patch = (tmp_path / f"{seed}.{name}" for name in ("before.gguf", "after.gguf", "task.eqpatch"))
         write(before, kinds, **options)
         base = import_base(before, tmp_path / f"base{seed}")
         names = sorted(n for n, (grid, _) in base.outline().items() if grid != "float32")[1:]  # one stays as it is
