@@ -22,12 +22,10 @@ Differences are taken byte for byte, modulo 256. A code that moved by -1 is 255 
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf.compiled import compiled
 from edgeqaf.errors import Refused
 
 Bytes = NDArray[np.uint8]
@@ -64,32 +62,26 @@ def add(coded: bytes, values: Bytes, *, times: int = 1) -> None:
         fits = True
     elif (kind, len(streams)) in ((NEAR, 2), (FAR, 3)):
         gaps, moves, *low = streams
-        count = int((gaps.numbers != LONG).sum())
-        below = low[0].numbers if low else np.empty(0, np.uint8)
-        fits = gaps.digits == 1 and _padded_to(count, moves) and (not low or below.size == count)
-        fits = fits and bool(_scatter(gaps.numbers, below, moves.numbers[:count], sign, values))
+        places = _places(gaps.numbers, low[0].numbers if low else None) if gaps.digits == 1 else None
+        if places is not None and _padded_to(places.size, moves) and (not places.size or places[-1] < values.size):
+            values[places] += sign * moves.numbers[: places.size]
+            fits = True
     if not fits:
         raise Refused("differences that do not fit what they are of", "the patch is damaged; fetch or make it again")
 
 
-@compiled
-def _scatter(gaps: Any, below: Any, moves: Any, sign: Any, values: Any) -> Any:
-    """Add each move at its place; whether gaps and moves match, and stay within the values."""
-    place, used, unit = np.int64(0), 0, 256 if below.size else 1
-    for gap in gaps:
-        place += np.int64(gap) * unit
-        if gap == LONG:
-            continue
-        if used >= moves.size:
-            return False
-        if below.size:
-            place += np.int64(below[used])
-        if place >= values.size:
-            return False
-        values[place] = np.uint8(values[place] + np.uint8(sign * moves[used]))
-        place += 1
-        used += 1
-    return used == moves.size
+def _places(gaps: Bytes, low: Bytes | None) -> NDArray[np.int64] | None:
+    """Where the moves are, ascending; None where there are not as many low bytes. low: of gaps that take two bytes."""
+    moving = gaps != LONG
+    steps = gaps.astype(np.int64)
+    if low is None:
+        steps += moving
+        return np.cumsum(steps)[moving] - 1
+    if np.count_nonzero(moving) != low.size:
+        return None
+    steps *= 256
+    steps[moving] += low.astype(np.int64) + 1
+    return np.cumsum(steps)[moving] - 1
 
 
 @dataclass(frozen=True)
@@ -140,6 +132,6 @@ def _inflated(data: bytes, most: int) -> Iterator[_Stream]:
         if base:
             table = np.frombuffer(data[1 : 1 + base], np.uint8)
             every = np.arange(256)[:, None] // base ** np.arange(digits) % base
-            found = table[every][found].reshape(-1)
+            found = table[every].view(f"V{digits}").reshape(-1)[found].view(np.uint8)
         yield _Stream(found, digits)
         data = stream.unused_data

@@ -139,12 +139,17 @@ class Journal:
         ranges = [(offset, len(data)) for offset, data in old]
         header = {"count": self._count, "state": state, "first": self.first.hex(), "ranges": ranges}
         text = json.dumps(header).encode()
-        whole = b"".join([MAGIC, struct.pack("<I", len(text)), text, *(data for _, data in old)])
-        if len(whole) + 4 > ROOM:
-            raise ValueError(f"a step of {len(whole)} bytes; a slot has {ROOM}")
+        pieces = [MAGIC + struct.pack("<I", len(text)) + text, *(data for _, data in old)]
+        size = sum(map(len, pieces)) + 4
+        if size > ROOM:
+            raise ValueError(f"a step of {size} bytes; a slot has {ROOM}")
         with open(self._slots, "r+b" if self._slots.exists() else "xb", buffering=0) as file:
             file.seek(self._count % 2 * ROOM)
-            _write(file, whole + struct.pack("<I", zlib.crc32(whole)))
+            total = 0
+            for piece in pieces:
+                total = zlib.crc32(piece, total)
+                _write(file, piece)
+            _write(file, struct.pack("<I", total))
             os.fsync(file.fileno())
 
     def _read_slot(self, which: int) -> tuple[dict[str, Any], list[Edit]] | None:

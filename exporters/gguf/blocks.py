@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from edgeqaf.grid import Grid
 from edgeqaf.parts import CODES, dtypes, join, split
 from edgeqaf.qtensor import QTensor
-from exporters.gguf.codings import Plane
 from exporters.gguf.layouts import LAYOUTS, Layout
 
 
@@ -35,7 +34,6 @@ CARRIERS |= {
     "q3_1": Carrier(CARRIERS["q4_1"].layout),
     "q2_1": Carrier(CARRIERS["q4_1"].layout),
 }
-LEAST = 2**18  # weights from which compiled functions are worth their loading
 FIELDS = {"scale": "d", "zero": "m", "d": "d", "dmin": "dmin"}  # part of a tensor -> float16 field of a block
 
 
@@ -46,7 +44,9 @@ def pack(q: QTensor) -> NDArray[np.void]:
     blocks = np.empty((q.shape[0], q.shape[1] // layout.weights), layout.block)
     for part in parts.keys() & FIELDS.keys():
         blocks[FIELDS[part]] = parts[part]
-    _write_codes(parts[CODES].view(np.uint8).reshape(*blocks.shape, layout.weights), carrier, blocks)
+    codes = parts[CODES].view(np.uint8).reshape(*blocks.shape, layout.weights)
+    for coding in layout.codes:
+        coding.write(blocks, codes + np.uint8(carrier.shift) if carrier.shift else codes)
     if layout.scales is not None:
         integers = [_bytes(parts.get(part), blocks.shape) for part in ("scales", "mins")]
         blocks["scales"] = layout.scales.pack(*integers)
@@ -76,45 +76,11 @@ def unpack(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -
 
 def _read_codes(blocks: NDArray[Any], layout: Layout) -> NDArray[np.uint8]:
     """The stored codes [..., weights] of blocks [...]."""
-    planes = _planes(layout)
-    if blocks.size * layout.weights < LEAST or planes is None:
-        first, *others = layout.codes
-        codes = first.read(blocks)
-        for coding in others:
-            codes |= coding.read(blocks)
-        return codes
-    from exporters.gguf.planes import reader
-
-    codes = np.empty((blocks.size, layout.weights), np.uint8)
-    raw = blocks.reshape(-1).view(np.uint8).reshape(blocks.size, -1)
-    for plane in planes:
-        reader(*plane, plane != planes[0])(raw, codes)
-    return codes.reshape(*blocks.shape, -1)
-
-
-def _write_codes(codes: NDArray[np.uint8], carrier: Carrier, blocks: NDArray[Any]) -> None:
-    """The inverse: store codes [..., weights], shifted, in blocks [...]."""
-    planes = _planes(carrier.layout)
-    if codes.size < LEAST or planes is None:
-        for coding in carrier.layout.codes:
-            coding.write(blocks, codes + np.uint8(carrier.shift) if carrier.shift else codes)
-        return
-    from exporters.gguf.planes import writer
-
-    raw = blocks.reshape(-1).view(np.uint8).reshape(blocks.size, -1)
-    for plane in planes:
-        writer(*plane, carrier.shift)(np.ascontiguousarray(codes).reshape(blocks.size, -1), raw)
-
-
-def _planes(layout: Layout) -> list[tuple[int, int, int, int, int]] | None:
-    """(offset, size, width, bits, low) of each plane of the codes; None where they are no planes."""
-    fields: Any = layout.block.fields
-    places = [
-        (fields[x.field][1], fields[x.field][0].itemsize, x.width, x.bits, x.low)
-        for x in layout.codes
-        if isinstance(x, Plane)
-    ]
-    return places if len(places) == len(layout.codes) else None
+    first, *others = layout.codes
+    codes = first.read(blocks)
+    for coding in others:
+        codes |= coding.read(blocks)
+    return codes
 
 
 def _bytes(integers: NDArray[np.int8] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
