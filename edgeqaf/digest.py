@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.grid import Grid
-from edgeqaf.parts import CODES, split
+from edgeqaf.parts import CODES, Parts, split
 from edgeqaf.qtensor import QTensor
 
 Floats = NDArray[np.float32]
@@ -46,12 +46,12 @@ class TensorDigest:
         self._first.update(json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\0")
         self._others: dict[str, list[NDArray[Any]]] = {}
 
-    def update(self, rows: Tensor) -> None:
-        """Take the next rows. Codes are hashed at once; the other parts, which follow all codes, are kept."""
-        if not isinstance(rows, QTensor):
+    def update(self, rows: Tensor | Parts) -> None:
+        """Take the next rows, or their parts. Codes are hashed at once; what follows all codes is kept."""
+        if isinstance(rows, np.ndarray):
             self._first.update(np.ascontiguousarray(rows.astype("<f4", copy=False)).data)
             return
-        for part, array in split(rows).items():
+        for part, array in (split(rows) if isinstance(rows, QTensor) else rows).items():
             if part == CODES:
                 self._first.update(np.ascontiguousarray(array).data)
             else:

@@ -21,8 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeqaf import qtensor
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.qtensor import QTensor, Supers
+
+Parts = Mapping[str, NDArray[Any]]
 
 CODES = "codes"
 NAMES = (CODES, "scale", "zero", "d", "scales", "dmin", "mins")
@@ -55,7 +58,7 @@ def split(q: QTensor) -> dict[str, NDArray[Any]]:
     }
 
 
-def join(grid: Grid, parts: Mapping[str, NDArray[Any]]) -> QTensor:
+def join(grid: Grid, parts: Parts) -> QTensor:
     """The tensor of these parts, unchecked: the inverse of `split`."""
     wide = {name: array if array.dtype == np.int8 else array.astype(np.float32) for name, array in parts.items()}
     codes = wide.pop(CODES)
@@ -64,3 +67,26 @@ def join(grid: Grid, parts: Mapping[str, NDArray[Any]]) -> QTensor:
         return QTensor(grid, codes, supers.scale, supers.zero, supers)
     zero = wide.get("zero")
     return QTensor(grid, codes, wide["scale"], None if zero is None else zero.astype(np.float32))
+
+
+def check(grid: Grid, parts: Parts, name: str = "tensor") -> Parts:
+    """`edgeqaf.qtensor.check` of the tensor of these parts, which are not widened for it unless one is amiss."""
+    if not on_grid(grid, parts):
+        qtensor.check(join(grid, parts), name)
+    return parts
+
+
+def on_grid(grid: Grid, parts: Parts) -> bool:
+    """Whether every number is one of the grid's: integers within their span, float16 finite."""
+    spans = {CODES: (grid.lo, grid.hi), "zero": (grid.lo, grid.hi)}
+    if grid.levels is not None:
+        spans |= {"scales": grid.levels.scale, "mins": grid.levels.zero or (0, 0)}
+    return all(
+        _finite(array) if array.dtype == np.float16 else spans[part][0] <= array.min() <= array.max() <= spans[part][1]
+        for part, array in parts.items()
+    )
+
+
+def _finite(halves: NDArray[Any]) -> bool:
+    """Whether no float16 value has all bits of its exponent set."""
+    return not ((halves.view(np.uint16) & np.uint16(0x7C00)) == 0x7C00).any()

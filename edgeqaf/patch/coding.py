@@ -74,14 +74,14 @@ def _places(gaps: Bytes, low: Bytes | None) -> NDArray[np.int64] | None:
     """Where the moves are, ascending; None where there are not as many low bytes. low: of gaps that take two bytes."""
     moving = gaps != LONG
     steps = gaps.astype(np.int64)
-    if low is None:
-        steps += moving
-        return np.cumsum(steps)[moving] - 1
-    if np.count_nonzero(moving) != low.size:
-        return None
-    steps *= 256
-    steps[moving] += low.astype(np.int64) + 1
-    return np.cumsum(steps)[moving] - 1
+    if low is not None:
+        if np.count_nonzero(moving) != low.size:
+            return None
+        steps *= 256
+        steps[moving] += low
+    steps += moving
+    places: NDArray[np.int64] = np.cumsum(steps)[moving]
+    return places - 1
 
 
 @dataclass(frozen=True)

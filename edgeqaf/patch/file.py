@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from edgeqaf.console import progress
 from edgeqaf.diff import Change, difference
 from edgeqaf.digest import file_sha256, merkle_root, tensor_digest
 from edgeqaf.errors import Refused, UsageError
+from edgeqaf.parts import Parts
 from edgeqaf.patch.coding import Bytes, add, encode
 from edgeqaf.qtensor import QTensor
 from edgeqaf.staging import staged
@@ -44,13 +46,13 @@ def runs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(start, min(start + each, shape[0])) for start in range(0, shape[0], each)]
 
 
-def changed(q: QTensor, differences: Mapping[str, bytes], *, times: int = 1) -> QTensor:
-    """The rows of a run with its differences added; with times=-1, taken away."""
-    arrays = {part: array.copy() for part, array in parts.split(q).items()}
+def changed(rows: Parts, differences: Mapping[str, bytes], *, times: int = 1) -> Parts:
+    """The parts of a run with its differences added; with times=-1, taken away. Those without any are the same."""
+    arrays = {part: array.copy() if differences[part] else array for part, array in rows.items()}
     for part, coded in differences.items():
         if coded:
             add(coded, flat(arrays[part]), times=times)
-    return parts.join(q.grid, arrays)
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,17 @@ class Patch:
 
     def differences(self, name: str, run: int) -> dict[str, bytes]:
         """Part -> differences, of one run of a tensor; empty where there are none."""
-        lengths = self.tensors[name]["parts"]
-        place = sum(n for each in lengths.values() for n in each[:run])
-        found = {}
-        for part, each in lengths.items():
-            found[part] = self._file.part(name, place, place + each[run])
-            place += each[run]
-        return found
+        lengths = {part: each[run] for part, each in self.tensors[name]["parts"].items()}
+        place = self._places[name][run]
+        data = self._file.part(name, place, place + sum(lengths.values()))
+        ends = list(accumulate(lengths.values()))
+        return {part: data[end - n : end] for (part, n), end in zip(lengths.items(), ends, strict=True)}
+
+    @cached_property
+    def _places(self) -> dict[str, list[int]]:
+        """Where the differences of each run of a tensor begin."""
+        runs = {name: zip(*entry["parts"].values(), strict=True) for name, entry in self.tensors.items()}
+        return {name: list(accumulate(map(sum, each), initial=0)) for name, each in runs.items()}
 
     def _read_manifest(self) -> dict[str, Any]:
         kinds = {name: self._file.dtype(name) for name in self._file}

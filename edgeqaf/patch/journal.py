@@ -32,7 +32,7 @@ from edgeqaf.untrusted import open_regular
 MAGIC, BLANK = b"EQJ1", bytes(4)
 SUFFIX = ".patching"
 ROOM = 2**26  # bytes of a slot, of which only those that are written take space
-Edit = tuple[int, bytes]  # offset in the file, new bytes
+Edit = tuple[int, bytes | memoryview]  # offset in the file, new bytes
 
 
 def journal_of(path: Path) -> Path:
@@ -162,14 +162,14 @@ class Journal:
             text = file.read(min(struct.unpack("<I", start[4:])[0], ROOM))
             try:
                 header = json.loads(text)
-                old = [(offset, file.read(size)) for offset, size in header["ranges"]]
+                old: list[Edit] = [(offset, file.read(size)) for offset, size in header["ranges"]]
             except (ValueError, TypeError, KeyError):
                 return None
             whole = b"".join([start, text, *(data for _, data in old)])
             return (header, old) if file.read(4) == struct.pack("<I", zlib.crc32(whole)) else None
 
 
-def _write(file: Any, data: bytes) -> None:
+def _write(file: Any, data: bytes | memoryview) -> None:
     """All of ``data``: a raw file may take less at once."""
     left = memoryview(data)
     while left:

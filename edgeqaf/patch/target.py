@@ -18,9 +18,9 @@ from edgeqaf import plugins
 from edgeqaf.console import progress
 from edgeqaf.digest import Tensor, TensorDigest, merkle_root
 from edgeqaf.errors import Refused
+from edgeqaf.parts import Parts, on_grid
 from edgeqaf.patch.file import Patch, changed, runs
 from edgeqaf.patch.journal import Edit, Journal
-from edgeqaf.qtensor import QTensor
 from edgeqaf.weightsfile import FLOAT32
 
 STEP = 2**22  # bytes of the file that a step changes at least
@@ -33,10 +33,10 @@ class Rows(Protocol):
     offset: int
     size: int
 
-    def read(self, raw: bytes) -> Tensor:
-        """The rows, from those bytes."""
+    def read(self, raw: bytes) -> Parts | Tensor:
+        """The rows, those on a grid by their parts, from those bytes."""
 
-    def edits(self, raw: bytes, rows: QTensor) -> list[Edit]:
+    def edits(self, raw: bytes, rows: Parts) -> list[Edit]:
         """What replaces the rows by others, and touches nothing else."""
 
 
@@ -153,28 +153,27 @@ class Target:
         rows = self._file.rows(run.name, run.start, run.stop)
         raw = self._journal.read(rows.offset, rows.size)
         now = rows.read(raw)
-        assert isinstance(now, QTensor)
+        assert isinstance(now, Mapping)
         return rows.edits(raw, changed(now, self._patch.differences(run.name, run.of), times=1 if put else -1))
 
     def _digests(self, name: str) -> tuple[str, str]:
-        """Digests of a tensor without and with the patch."""
+        """Digests of a tensor without and with the patch; none, "", where that leaves its grid."""
         grid, shape = self._outline[name]
-        entry = self._patch.tensors.get(name)
         found = None if grid == FLOAT32 else plugins.find("grids", grid)
-        old, new = TensorDigest(name, shape, found), TensorDigest(name, shape, found)
-        first = next((run.index for run in self._runs if run.name == name), 0)
+        digests = TensorDigest(name, shape, found), TensorDigest(name, shape, found)
+        fits = [True, True]
+        first = next((run.index for run in self._runs if run.name == name), None)
         for k, (start, stop) in enumerate(runs(shape)):
             rows = self._file.rows(name, start, stop)
             now = rows.read(self._journal.read(rows.offset, rows.size))
-            if entry is None or not isinstance(now, QTensor):
-                old.update(now)
-                continue
-            there = self._first <= first + k < self._last
-            other = changed(now, self._patch.differences(name, k), times=-1 if there else 1)
-            old.update(other if there else now)
-            new.update(now if there else other)
-        before = old.hex()
-        return before, new.hex() if entry else before
+            there = first is not None and self._first <= first + k < self._last
+            digests[there].update(now)
+            if first is not None and found is not None and isinstance(now, Mapping):
+                other = changed(now, self._patch.differences(name, k), times=-1 if there else 1)
+                digests[not there].update(other)
+                fits[not there] &= on_grid(found, other)
+        before, after = (digest.hex() if fit else "" for digest, fit in zip(digests, fits, strict=True))
+        return before, before if first is None else after
 
     def _range(self) -> tuple[int, int]:
         """The runs that hold the patch: as the journal says, else all or none, as the smallest tensor is."""

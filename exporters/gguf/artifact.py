@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf import plugins
-from edgeqaf.digest import Tensor
+from edgeqaf.digest import Floats, Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
+from edgeqaf.parts import Parts, check, join
 from edgeqaf.protocols import Stored
-from edgeqaf.qtensor import check
 from edgeqaf.weightsfile import FLOAT32
 from exporters.gguf import families
-from exporters.gguf.blocks import CARRIERS, unpack
+from exporters.gguf.blocks import CARRIERS, unpack_parts
 from exporters.gguf.container import TensorInfo
 from exporters.gguf.family import OUTPUT, Family
 from exporters.gguf.floats import TYPES, widen
@@ -126,11 +126,20 @@ def _grids(contents: Contents) -> dict[str, str]:
 
 def read_tensor(raw: NDArray[np.uint8], info: TensorInfo, grid: Grid | None, name: str) -> Tensor:
     """The tensor that the bytes of one hold, in the file's order of rows; raises Refused or GridError."""
-    if grid is not None:
-        if len(info.shape) != 2:
-            raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)
-        return check(unpack(raw, grid, (info.shape[0], info.shape[1])), name)
-    return widen(raw, info.type, info.shape, name)
+    found = read_rows(raw, info, grid, name)
+    if isinstance(found, np.ndarray):
+        return found
+    assert grid is not None
+    return join(grid, found)
+
+
+def read_rows(raw: NDArray[np.uint8], info: TensorInfo, grid: Grid | None, name: str) -> Parts | Floats:
+    """`read_tensor` of a tensor that is wanted by its parts."""
+    if grid is None:
+        return widen(raw, info.type, info.shape, name)
+    if len(info.shape) != 2:
+        raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)
+    return check(grid, unpack_parts(raw, grid, (info.shape[0], info.shape[1])), name)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.grid import Grid
-from edgeqaf.parts import CODES, dtypes, join, split
+from edgeqaf.parts import CODES, Parts, dtypes, join, split
 from edgeqaf.qtensor import QTensor
 from exporters.gguf.layouts import LAYOUTS, Layout
 
@@ -39,9 +39,14 @@ FIELDS = {"scale": "d", "zero": "m", "d": "d", "dmin": "dmin"}  # part of a tens
 
 def pack(q: QTensor) -> NDArray[np.void]:
     """The blocks of ``q``: structured array [out, in / weights of a block]; its bytes are the tensor's in the file."""
-    carrier = CARRIERS[q.grid.name]
-    layout, parts = carrier.layout, split(q)
-    blocks = np.empty((q.shape[0], q.shape[1] // layout.weights), layout.block)
+    return pack_parts(q.grid, split(q))
+
+
+def pack_parts(grid: Grid, parts: Parts) -> NDArray[np.void]:
+    """`pack` of the tensor of these parts."""
+    carrier = CARRIERS[grid.name]
+    layout, (out, inputs) = carrier.layout, parts[CODES].shape
+    blocks = np.empty((out, inputs // layout.weights), layout.block)
     for part in parts.keys() & FIELDS.keys():
         blocks[FIELDS[part]] = parts[part]
     codes = parts[CODES].view(np.uint8).reshape(*blocks.shape, layout.weights)
@@ -58,20 +63,25 @@ def unpack(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -
 
     A code that the carrier has and the grid lacks comes out beyond the grid, where `check` refuses it.
     """
+    return join(grid, unpack_parts(raw, grid, shape))
+
+
+def unpack_parts(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -> Parts:
+    """The parts of `unpack`'s tensor, in their order; none is a view of ``raw``."""
     carrier = CARRIERS[grid.name]
     layout = carrier.layout
     blocks: NDArray[Any] = np.frombuffer(raw, layout.block).reshape(shape[0], shape[1] // layout.weights)
     codes = _read_codes(blocks, layout)
-    parts = {part: blocks[FIELDS[part]] for part in dtypes(grid) if part in FIELDS}
-    parts[CODES] = (codes.view(np.int8) - np.int8(carrier.shift) if carrier.shift else codes.view(np.int8)).reshape(
-        shape
-    )
+    if carrier.shift:
+        codes -= np.uint8(carrier.shift)
+    parts = {CODES: codes.view(np.int8).reshape(shape)}
+    parts |= {part: blocks[FIELDS[part]].copy() for part in dtypes(grid) if part in FIELDS}
     if layout.scales is not None:
         scales, mins = layout.scales.unpack(blocks["scales"])
         parts["scales"] = scales.view(np.int8).reshape(shape[0], -1)
         if mins.size:
             parts["mins"] = mins.view(np.int8).reshape(shape[0], -1)
-    return join(grid, parts)
+    return {part: parts[part] for part in dtypes(grid)}
 
 
 def _read_codes(blocks: NDArray[Any], layout: Layout) -> NDArray[np.uint8]:

@@ -70,7 +70,7 @@ class Plane:
 
     def _lane(self, lanes: NDArray[Any], i: int) -> Bytes:
         """What the plane holds of the codes of a lane, a byte each."""
-        lane = (np.ascontiguousarray(lanes[..., i]).reshape(-1).view(np.uint8) >> np.uint8(self.low))
+        lane = np.ascontiguousarray(lanes[..., i]).reshape(-1).view(np.uint8) >> np.uint8(self.low)
         return lane & np.uint8(2**self.bits - 1)
 
 

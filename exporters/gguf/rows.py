@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -10,12 +11,14 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
-from edgeqaf.qtensor import QTensor
-from exporters.gguf.artifact import StoredTensors, read_tensor
-from exporters.gguf.blocks import pack
+from edgeqaf.parts import Parts
+from exporters.gguf.artifact import StoredTensors, read_rows
+from exporters.gguf.blocks import pack_parts
 from exporters.gguf.container import TensorInfo
 from exporters.gguf.layouts import LAYOUTS
 from exporters.gguf.places import Place
+
+Edit = tuple[int, bytes | memoryview]  # offset in the file, new bytes
 
 
 @dataclass(frozen=True)
@@ -32,38 +35,49 @@ class Rows:
     _place: Place
     _grid: Grid | None
 
-    def read(self, raw: bytes) -> Tensor:
-        """The rows, from those bytes; raises Refused or GridError where they hold none."""
+    def read(self, raw: bytes) -> Parts | Tensor:
+        """The rows, those on a grid by their parts; raises Refused or GridError where the bytes hold none."""
         own = self._own(raw)
         info = replace(self._info, shape=(len(own), *self._info.shape[1:]))
-        return self._place.unshifted(read_tensor(own.reshape(-1), info, self._grid, info.name))
+        found = read_rows(own.reshape(-1), info, self._grid, info.name)
+        return self._place.unshifted(found) if isinstance(found, np.ndarray) else found
 
-    def edits(self, raw: bytes, rows: QTensor) -> list[tuple[int, bytes]]:
+    def edits(self, raw: bytes, rows: Parts) -> list[Edit]:
         """(offset, bytes) of what replaces the rows by others, and touches nothing else.
 
         Raises Refused where the file writes its integers in other bytes than it will get back.
         """
-        if not LAYOUTS[self._info.type].bijective and pack(self._quantized(raw)).tobytes() != self._own(raw).tobytes():
+        if not LAYOUTS[self._info.type].bijective and (self._packed(self._parts(raw)) != self._own(raw)).any():
             raise Refused(
                 f"{self._place.stored} writes its integers in bytes that no exporter makes", "import and export it once"
             )
+        new = self._packed(rows)
+        if self._straight:
+            return [(self.offset, new.data.cast("B"))]
         order = np.argsort(self.within)
-        new = pack(rows).view(np.uint8).reshape(len(order), -1)[order]
-        places = self.within[order]
+        new, places = new[order], self.within[order]
         cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(order)]
-        return [(self.offset + int(places[a]) * new.shape[1], new[a:b].tobytes()) for a, b in pairwise(cuts)]
+        return [(self.offset + int(places[a]) * new.shape[1], new[a:b].data.cast("B")) for a, b in pairwise(cuts)]
+
+    def _packed(self, rows: Parts) -> NDArray[np.uint8]:
+        """uint8 [rows, bytes of a row]."""
+        assert self._grid is not None
+        return pack_parts(self._grid, rows).view(np.uint8)
+
+    @cached_property
+    def _straight(self) -> bool:
+        """Whether the rows follow each other in the file as they do in the tensor."""
+        return np.array_equal(self.within, np.arange(len(self.within)))
 
     def _own(self, raw: bytes) -> NDArray[np.uint8]:
-        """The rows' own bytes, in logical order."""
-        each = self._info.size // self._info.shape[0]
-        own: NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, each)
-        straight = np.array_equal(self.within, np.arange(len(own)))
-        return own if straight else own[self.within]
+        """The rows' own bytes, in logical order: uint8 [rows, bytes of a row]."""
+        own: NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, self._info.size // self._info.shape[0])
+        return own if self._straight else own[self.within]
 
-    def _quantized(self, raw: bytes) -> QTensor:
-        rows = self.read(raw)
-        assert isinstance(rows, QTensor)
-        return rows
+    def _parts(self, raw: bytes) -> Parts:
+        found = self.read(raw)
+        assert isinstance(found, Mapping)
+        return found
 
 
 class StoredRows:
