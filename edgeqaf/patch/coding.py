@@ -73,14 +73,13 @@ def add(coded: bytes, values: Bytes, *, times: int = 1) -> None:
 def _places(gaps: Bytes, low: Bytes | None) -> NDArray[np.int64] | None:
     """Where the moves are, ascending; None where there are not as many low bytes. low: of gaps that take two bytes."""
     moving = gaps != LONG
-    steps = gaps.astype(np.int64)
+    steps = gaps + moving  # 255 at most
     if low is not None:
         if np.count_nonzero(moving) != low.size:
             return None
-        steps *= 256
+        steps = gaps * np.int64(256) + moving
         steps[moving] += low
-    steps += moving
-    places: NDArray[np.int64] = np.cumsum(steps)[moving]
+    places: NDArray[np.int64] = np.cumsum(steps, dtype=np.int64)[moving]
     return places - 1
 
 

@@ -7,9 +7,11 @@ range grow at its end and then at its beginning, taking it out lets it shrink fr
 work of either kind goes on in either direction.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ from edgeqaf.patch.journal import Edit, Journal
 from edgeqaf.weightsfile import FLOAT32
 
 STEP = 2**22  # bytes of the file that a step changes at least
+AHEAD = 2  # steps that are computed while one is written
 THREADS = 2
 
 
@@ -121,9 +124,10 @@ class Target:
         steps = list(self._steps(put))
         with ThreadPoolExecutor(THREADS) as pool, progress("patch" if put else "revert", len(steps)) as advance:
             started = ([pool.submit(self._edits, run, put) for run in some] for some, _ in steps)
-            ahead = next(started, [])
+            ahead = deque(islice(started, AHEAD))
             for done, (_, then) in enumerate(steps, 1):
-                now, ahead = ahead, next(started, [])  # while a step is written, the next is computed
+                now = ahead.popleft()
+                ahead.extend(islice(started, 1))
                 state = self._said((self._first, self._last))
                 self._journal.step(state, self._said(then), [edit for future in now for edit in future.result()])
                 self._first, self._last = then

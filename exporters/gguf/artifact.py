@@ -42,7 +42,7 @@ class StoredTensors(Mapping[str, Stored]):
         self.family = families.of_file(self.contents.metadata)
         self.places = {place.logical: place for place in places_in(self.contents, self.family)}
         named = _grids(self.contents)
-        found = {grid: plugins.find("grids", grid) for grid in named.values()}
+        found = {grid: plugins.find("grids", grid) for grid in set(named.values())}
         self._grids: dict[str, Grid] = {stored: found[grid] for stored, grid in named.items()}
 
     def check_all(self) -> "StoredTensors":

@@ -58,8 +58,9 @@ class Plane:
             return codes.reshape(*blocks.shape, -1)
         lanes = np.empty((*field.shape, 8 // self.bits), field.dtype)
         for i in range(lanes.shape[-1]):
-            lane = (whole >> np.uint8(self.bits * i)) & np.uint8(2**self.bits - 1)
-            lane *= np.uint8(1 << self.low)
+            lane = (whole >> np.uint8(self.bits * i) if i else whole) & np.uint8(2**self.bits - 1)
+            if self.low:
+                lane *= np.uint8(1 << self.low)
             lanes[..., i] = lane.view(field.dtype).reshape(field.shape)
         return lanes.reshape(-1).view(np.uint8).reshape(*blocks.shape, -1)
 
@@ -70,8 +71,8 @@ class Plane:
 
     def _lane(self, lanes: NDArray[Any], i: int) -> Bytes:
         """What the plane holds of the codes of a lane, a byte each."""
-        lane = np.ascontiguousarray(lanes[..., i]).reshape(-1).view(np.uint8) >> np.uint8(self.low)
-        return lane & np.uint8(2**self.bits - 1)
+        lane = np.ascontiguousarray(lanes[..., i]).reshape(-1).view(np.uint8)
+        return (lane >> np.uint8(self.low) if self.low else lane) & np.uint8(2**self.bits - 1)
 
 
 class Trits:

@@ -117,7 +117,7 @@ def parse_header(file: BinaryIO, seen: Seen, sizes: Mapping[int, tuple[int, int]
         )
     if (seen.first or magic) != MAGIC:
         raise reader.refusal("the first four bytes are not GGUF")
-    version = reader.integer("<u4", "version")
+    version = reader.integer(4, "version")
     if version != VERSION:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") == VERSION
         raise reader.refusal(f"GGUF version {version}{' (big endian)' if swapped else ''}, this reads {VERSION}")
@@ -167,12 +167,12 @@ class _Reader:
         self.position += size
         return data
 
-    def integer(self, kind: str, what: str) -> int:
-        return int(np.frombuffer(self.take(np.dtype(kind).itemsize, what), kind)[0])
+    def integer(self, size: int, what: str) -> int:
+        return int.from_bytes(self.take(size, what), "little")
 
     def count(self, what: str, limit: int, least_bytes: int) -> int:
         """A u64 that counts things of at least ``least_bytes`` each."""
-        number = self.integer("<u8", what)
+        number = self.integer(8, what)
         if number > limit or number * least_bytes > self.size - self.position:
             left = self.size - self.position
             raise self.refusal(f"{what} is {number}; the limit is {limit}, and the file has {left} bytes left")
@@ -188,7 +188,7 @@ class _Reader:
         return text.decode("ascii")
 
     def kind(self, key: str) -> Type:
-        number = self.integer("<u4", f"type of {key}")
+        number = self.integer(4, f"type of {key}")
         if number not in set(Type):
             raise self.refusal(f"{key} has unknown metadata type {number}")
         return Type(number)
@@ -226,11 +226,11 @@ class _Reader:
 
     def tensor(self, sizes: Mapping[int, tuple[int, int]], expected_offset: int) -> TensorInfo:
         name = self.name("tensor name", MAX_NAME)
-        dims = self.integer("<u4", f"{name}: number of dimensions")
+        dims = self.integer(4, f"{name}: number of dimensions")
         if not 1 <= dims <= MAX_DIMS:
             raise self.refusal(f"{name} has {dims} dimensions; 1 to {MAX_DIMS} are allowed")
-        shape = tuple(self.integer("<u8", f"{name}: shape") for _ in range(dims))[::-1]
-        kind, offset = self.integer("<u4", f"{name}: type"), self.integer("<u8", f"{name}: offset")
+        shape = tuple(self.integer(8, f"{name}: shape") for _ in range(dims))[::-1]
+        kind, offset = self.integer(4, f"{name}: type"), self.integer(8, f"{name}: offset")
         if kind not in sizes:
             raise self.refusal(f"{name} has ggml type {kind}, which is not read; known: {sorted(sizes)}")
         block, block_bytes = sizes[kind]
