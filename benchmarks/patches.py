@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,40 +27,50 @@ from gguf_files import SHAPES, make
 from edgeqaf.checkpoint import QModel
 from edgeqaf.diff import opened
 from edgeqaf.digest import Tensor
-from edgeqaf.patch.coding import add, encode
 from edgeqaf.patch.file import Patch
-from edgeqaf.patch.file import make as make_patch
+from edgeqaf.patch.making import make as make_patch
 from edgeqaf.patch.target import Target
 from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import Rows, rows_of
 
 
-class Moved(dict[str, Tensor]):
+class Moved(Mapping[str, Tensor]):
     """The tensors of a model with a share of the codes of its decoder a step away, made when they are asked for."""
 
     def __init__(self, model: QModel, share: float) -> None:
-        super().__init__(dict.fromkeys(model.tensors))
         self._model, self._share = model, share
 
-    def get(self, name: str, default: Tensor | None = None) -> Tensor | None:
-        return self[name] if name in self._model.tensors else default
+    def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        return self._model.outline()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model.tensors)
+
+    def __len__(self) -> int:
+        return len(self._model.tensors)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._model.tensors[name]
-        if not isinstance(tensor, QTensor) or ".layers." not in name:
+        return self.rows(name)(0, self.outline()[name][1][0])
+
+    def rows(self, name: str) -> Rows:
+        rows = rows_of(self._model.tensors, name)
+        return partial(self._some, name, rows) if ".layers." in name else rows
+
+    def _some(self, name: str, rows: Rows, start: int, stop: int) -> Tensor:
+        tensor = rows(start, stop)
+        if not isinstance(tensor, QTensor):
             return tensor
-        rng = np.random.default_rng(len(name))
-        step = (rng.random(tensor.shape, np.float32) < self._share) * rng.choice(
-            np.array([-1, 1], np.int8), tensor.shape
-        )
-        return replace(tensor, codes=np.clip(tensor.codes + step, tensor.grid.lo, tensor.grid.hi).astype(np.int8))
+        drawn = np.random.default_rng([len(name), start]).random(tensor.shape, np.float32)
+        step = (drawn < self._share / 2).astype(np.int8) - (drawn >= 1 - self._share / 2)
+        return replace(tensor, codes=np.clip(tensor.codes + step, tensor.grid.lo, tensor.grid.hi))
 
 
 def step(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """One step in this process; seconds, peak memory in MB, and what the patch takes."""
     model, patch, more = folder / "model.gguf", folder / "task.eqpatch", {}
     started = time.perf_counter()
-    if what == "start":  # what every step has: the imports, and the compiled functions loaded
-        add(encode(np.zeros(9, np.uint8), np.eye(1, 9, 4, np.uint8)[0]), np.zeros(9, np.uint8))
+    if what == "start":  # what every step has: the imports
+        pass
     elif what == "make":
         make(folder, arguments.shape, arguments.grid)
         shutil.copy(model, folder / "shipped.gguf")

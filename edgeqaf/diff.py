@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from numpy.typing import NDArray
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Tensor
-from edgeqaf.parts import CODES, split
+from edgeqaf.parts import CODES, Parts, split
 from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import cuts, rows_of
+from edgeqaf.weightsfile import FLOAT32
+
+Kind = tuple[str, tuple[int, ...]]  # grid, or "float32", and shape
 
 
 @dataclass(frozen=True)
@@ -34,28 +39,44 @@ def opened(path: Path) -> QModel:
 
 
 def differences(a: QModel, b: QModel) -> Iterator[tuple[str, Change | None]]:
-    """Every tensor's name, and how it differs; one pair of tensors is in memory at a time."""
-    for name in sorted(a.tensors.keys() | b.tensors.keys()):
-        yield name, difference(name, a.tensors.get(name), b.tensors.get(name))
+    """Every tensor's name, and how it differs; some rows of a pair of tensors are in memory at a time."""
+    first, second = a.outline(), b.outline()
+    for name in sorted(first.keys() | second.keys()):
+        change = unlike(name, first.get(name), second.get(name))
+        if change is None:
+            kind = first[name]
+            rows = rows_of(a.tensors, name), rows_of(b.tensors, name)
+            each = [moved(*(parts_of(read(*run)) for read in rows)) for run in cuts(kind[1])]
+            change = change_of(name, kind, sum(codes for codes, _ in each), sum(others for _, others in each))
+        yield name, change
 
 
-def difference(name: str, x: Tensor | None, y: Tensor | None) -> Change | None:
-    """How two tensors of that name differ, or None if they are the same, bit for bit; None as one: it is absent."""
+def unlike(name: str, x: Kind | None, y: Kind | None) -> Change | None:
+    """How two tensors of that name differ in more than their numbers, if they do; None as one: it is absent."""
     if x is None or y is None:
         return Change(name, f"only in the {'first' if y is None else 'second'}", 0, 0, 1)
-    weights = int(np.prod(x.shape))
-    if isinstance(x, QTensor) != isinstance(y, QTensor) or x.shape != y.shape:
+    (one, shape), (other, second) = x, y
+    weights = prod(shape)
+    if (one == FLOAT32) != (other == FLOAT32) or shape != second:
         return Change(name, "another grid or shape", weights, 0, weights)
-    if not isinstance(x, QTensor) or not isinstance(y, QTensor):
-        changed = int((np.asarray(x).view(np.uint32) != np.asarray(y).view(np.uint32)).sum())
-        return Change(name, "float values", 0, changed, weights) if changed else None
-    if x.grid != y.grid:
-        return Change(name, f"grid {x.grid.name} against {y.grid.name}", weights, 0, weights)
-    others = split(y)
-    differing = {part: int((_bits(array) != _bits(others[part])).sum()) for part, array in split(x).items()}
-    codes = differing.pop(CODES)
-    parameters = sum(differing.values())
-    return Change(name, "codes" if codes else "parameters", codes, parameters, weights) if codes or parameters else None
+    return Change(name, f"grid {one} against {other}", weights, 0, weights) if one != other else None
+
+
+def parts_of(rows: Tensor) -> Parts:
+    """The parts of some rows; of floats, one."""
+    return split(rows) if isinstance(rows, QTensor) else {FLOAT32: rows}
+
+
+def moved(x: Parts, y: Parts) -> tuple[int, int]:
+    """How many codes differ, bit for bit, and how many other numbers."""
+    differing = {part: int(np.count_nonzero(_bits(array) != _bits(y[part]))) for part, array in x.items()}
+    return differing.pop(CODES, 0), sum(differing.values())
+
+
+def change_of(name: str, kind: Kind, codes: int, parameters: int) -> Change | None:
+    """The change of so many numbers; None of none."""
+    what = "float values" if kind[0] == FLOAT32 else "codes" if codes else "parameters"
+    return Change(name, what, codes, parameters, prod(kind[1])) if codes or parameters else None
 
 
 def _bits(array: NDArray[Any]) -> NDArray[Any]:

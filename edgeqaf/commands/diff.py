@@ -27,11 +27,11 @@ def command(
     if output is None:
         changes = [change for _, change in differences(a, b) if change]
     else:
-        from edgeqaf.patch import file
+        from edgeqaf.patch.making import make
         from edgeqaf.staging import require_new
 
         require_new(output, force)
-        made = file.make(b, a, output, force=force)
+        made = make(b, a, output, force=force)
         changes = made.changes
     rows = [(c.name, c.what, f"{c.codes:,}", f"{c.codes / c.weights:.2%}", f"{c.parameters:,}") for c in changes]
     if rows:

@@ -35,10 +35,17 @@ MOST = 16  # values for which numbers are digits
 WIDE = 128  # zeros between moves, on average, from which gaps take two bytes
 
 
-def encode(before: Bytes, after: Bytes) -> bytes:
-    """What turns ``before`` into ``after``, uint8 [n] each; nothing where they are equal."""
+def encode(before: Bytes, after: Bytes, counts: NDArray[np.int64] | None = None) -> bytes:
+    """What turns ``before`` into ``after``, uint8 [n] each; nothing where they are equal.
+
+    counts: int64 [256], to which it is added how often each difference occurs.
+    """
     different = after - before
-    places = np.flatnonzero(different)
+    places = np.flatnonzero(different != 0)
+    moves = different[places]
+    if counts is not None:
+        counts += np.bincount(moves, minlength=256)
+        counts[0] += different.size - places.size
     if places.size == 0:
         return b""
     if 2 * places.size > different.size:
@@ -49,7 +56,7 @@ def encode(before: Bytes, after: Bytes) -> bytes:
     gaps = np.full(int((units // LONG).sum()) + places.size, LONG, np.uint8)
     gaps[np.cumsum(units // LONG + 1) - 1] = units % LONG
     low = _deflated(zeros.astype(np.uint8), plain=True) if kind == FAR else b""
-    return bytes([kind]) + _deflated(gaps, plain=True) + _deflated(different[places]) + low
+    return bytes([kind]) + _deflated(gaps, plain=True) + _deflated(moves) + low
 
 
 def add(coded: bytes, values: Bytes, *, times: int = 1) -> None:

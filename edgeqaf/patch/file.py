@@ -9,8 +9,7 @@ of zero says that nothing changed. Rows are in logical order: a patch does not k
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import accumulate
 from math import prod
@@ -20,23 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf import __version__, parts, plugins
-from edgeqaf.checkpoint import QModel
-from edgeqaf.console import progress
-from edgeqaf.diff import Change, difference
-from edgeqaf.digest import file_sha256, merkle_root, tensor_digest
+from edgeqaf import parts, plugins
+from edgeqaf.digest import file_sha256
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.parts import Parts
-from edgeqaf.patch.coding import Bytes, add, encode
-from edgeqaf.qtensor import QTensor
-from edgeqaf.staging import staged
-from edgeqaf.tensorfile import ALIGNMENT, TensorFile, TensorWriter
-from edgeqaf.weightsfile import FLOAT32
+from edgeqaf.patch.coding import Bytes, add
+from edgeqaf.tensorfile import ALIGNMENT, TensorFile
 
-Kind = tuple[str, tuple[int, ...]]  # grid, shape
 FORMAT, MANIFEST, RUN = 1, "manifest", 2**20
 MOST = 2**40  # weights of a tensor
-CARRIED = ("codes", "parameters")  # `Change.what` of what a patch holds
 AGAIN = "the patch is damaged or no patch; fetch or make it again"
 
 
@@ -55,113 +46,9 @@ def changed(rows: Parts, differences: Mapping[str, bytes], *, times: int = 1) ->
     return arrays
 
 
-@dataclass(frozen=True)
-class Made:
-    """A patch that was written.
-
-    before, after: roots. size: in bytes.
-    entropy: bytes that its differences would take if each tensor's were drawn independently, from their frequencies.
-    """
-
-    changes: list[Change]
-    before: str
-    after: str
-    size: int
-    entropy: float
-
-
-def make(before: QModel, after: QModel, target: Path, *, force: bool = False) -> Made:
-    """Write the patch that turns ``before`` into ``after``; one pair of tensors is in memory at a time.
-
-    Raises Refused where they differ in more than stored integers on the same grids: in names, shapes, floats.
-    """
-    outline = {name: kind for name, kind in before.outline().items() if kind[0] != FLOAT32}
-    entries = {name: _entry(kind, "0" * 64, "0" * 64, 10**12) for name, kind in outline.items()}
-    room = len(_json(_manifest("0" * 64, "0" * 64, entries))) + ALIGNMENT
-    most = {name: (2 * sum(_sizes(kind)) + 64,) for name, kind in outline.items()} | {MANIFEST: (room,)}
-    changes, entropy, entries = [], 0.0, {}
-    old, new = {}, {}
-    names = sorted(before.tensors.keys() | after.tensors.keys())
-    with (
-        staged(target, force=force, needed_bytes=sum(n for (n,) in most.values()) // 8) as part,
-        TensorWriter(part, most, {"format": "eqpatch"}, at_most=True) as file,
-        progress("patch", len(names)) as advance,
-    ):
-        for done, name in enumerate(names, 1):
-            x, y = before.tensors.get(name), after.tensors.get(name)
-            change = difference(name, x, y)
-            if x is None or y is None or (change is not None and change.what not in CARRIED):
-                raise _beyond(change)
-            old[name], new[name] = tensor_digest(name, x), tensor_digest(name, y)
-            if change is not None and isinstance(x, QTensor) and isinstance(y, QTensor):
-                changes.append(change)
-                coded, lengths, bits = _differences(x, y)
-                entries[name] = _entry(outline[name], old[name], new[name], change.codes) | {"parts": lengths}
-                file.add(name, coded)
-                entropy += bits / 8
-            advance(done, name)
-        roots = merkle_root(old), merkle_root(new)
-        file.add(MANIFEST, _padded(_json(_manifest(*roots, entries))))
-    return Made(changes, *roots, target.stat().st_size, entropy)
-
-
-def _beyond(change: Change | None) -> Refused:
-    assert change is not None
-    return Refused(
-        f"{change.name} differs ({change.what}), and a patch cannot carry that: it holds changes of stored integers",
-        "make patches between a model and what was tuned from it",
-    )
-
-
-def _differences(x: QTensor, y: QTensor) -> tuple[Bytes, dict[str, list[int]], float]:
-    """What turns ``x`` into ``y``, its lengths per part and run, and its entropy in bits."""
-    old, new = parts.split(x), parts.split(y)
-    streams = {
-        part: [encode(flat(old[part][a:b]), flat(new[part][a:b])) for a, b in runs(x.shape)]
-        for part in old
-    }  # fmt: skip
-    whole = b"".join(b"".join(run) for run in zip(*streams.values(), strict=True))
-    entropy = sum(_entropy(flat(new[part]) - flat(old[part])) for part in old)
-    return _padded(whole), {part: [len(run) for run in found] for part, found in streams.items()}, entropy
-
-
 def flat(array: NDArray[Any]) -> Bytes:
     """The bytes of an array, row after row."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def _entropy(values: Bytes) -> float:
-    counts = np.bincount(values, minlength=256)
-    share = counts[counts > 0] / values.size
-    return float(-(share * np.log2(share)).sum() * values.size)
-
-
-def _manifest(before: str, after: str, entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {"format": FORMAT, "before": before, "after": after, "tensors": entries, "tool": {"edgeqaf": __version__}}
-
-
-def _entry(kind: Kind, before: str, after: str, number: int) -> dict[str, Any]:
-    """A tensor's part of the manifest, ``number`` standing for codes moved, and, at first, for every length."""
-    grid, shape = kind
-    lengths = {part: [number] * len(runs(shape)) for part in parts.dtypes(plugins.find("grids", grid))}
-    return {"grid": grid, "shape": list(shape), "before": before, "after": after, "moved": number, "parts": lengths}
-
-
-def _sizes(kind: Kind) -> Iterator[int]:
-    """Bytes of each part."""
-    grid, (out, inputs) = plugins.find("grids", kind[0]), kind[1]
-    for part, shape in parts.shapes(grid, (out, inputs)).items():
-        yield prod(shape) * parts.dtypes(grid)[part].itemsize
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _padded(data: bytes) -> Bytes:
-    """With bytes of spaces (JSON) or zeros (differences) up to the container's alignment."""
-    filler = b" " if data.startswith(b"{") else b"\0"
-    return np.frombuffer(data + filler * (-len(data) % ALIGNMENT), np.uint8)
 
 
 class Patch:

@@ -11,7 +11,7 @@ from gguf_files import GGML, write
 from edgeqaf.checkpoint import QModel
 from edgeqaf.diff import opened
 from edgeqaf.imported import import_base
-from edgeqaf.patch import file
+from edgeqaf.patch import making
 from edgeqaf.patch.file import Patch
 from edgeqaf.qtensor import QTensor
 from exporters.gguf import exporter
@@ -52,7 +52,7 @@ def make(tmp_path: Path) -> Callable[..., Task]:
         tensors = {n: base.tensors[n] for n in base.tensors}
         tensors |= {n: moved(base.tensors[n], seed + i) for i, n in enumerate(names)}
         exporter.export(QModel(base.config, tensors, base.folder), after)
-        file.make(opened(before), opened(after), patch)
+        making.make(opened(before), opened(after), patch)
         return Task(before, after, patch)
 
     return made

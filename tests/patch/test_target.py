@@ -10,7 +10,7 @@ from gguf_files import GGML
 
 from edgeqaf.diff import opened
 from edgeqaf.errors import Refused
-from edgeqaf.patch import file, journal, target
+from edgeqaf.patch import file, journal, making, target
 from edgeqaf.patch.file import MANIFEST, Patch
 from edgeqaf.patch.journal import journal_of
 from edgeqaf.patch.target import Target
@@ -200,7 +200,7 @@ def test_what_is_no_patch_is_refused(tmp_path, make):
 def test_models_that_differ_in_more_than_integers_have_no_patch(make, tmp_path):
     one, floats = make([GGML.Q4_0]), make([GGML.F16, GGML.Q4_0], seed=1)
     with pytest.raises(Refused, match="differs \\(another grid or shape\\), and a patch cannot carry that"):
-        file.make(opened(one.before), opened(floats.before), tmp_path / "none")
+        making.make(opened(one.before), opened(floats.before), tmp_path / "none")
     assert not (tmp_path / "none").exists()
     changed = bytearray(one.before.read_bytes())
     place = changed.index(b"token_embd.weight")
@@ -209,7 +209,7 @@ def test_models_that_differ_in_more_than_integers_have_no_patch(make, tmp_path):
     changed[data] ^= 1
     (tmp_path / "embedding.gguf").write_bytes(changed)
     with pytest.raises(Refused, match=r"model\.embed_tokens\.weight differs \(float values\)"):
-        file.make(opened(one.before), opened(tmp_path / "embedding.gguf"), tmp_path / "none")
+        making.make(opened(one.before), opened(tmp_path / "embedding.gguf"), tmp_path / "none")
 
 
 def _data(path: Path) -> list[np.ndarray]:
