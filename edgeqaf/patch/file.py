@@ -23,13 +23,12 @@ from edgeqaf import __version__, parts, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.console import progress
 from edgeqaf.diff import Change, difference
-from edgeqaf.digest import file_sha256, merkle_root, tensor_digest
+from edgeqaf.digest import FLOAT32, file_sha256, merkle_root, tensor_digest
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.patch.coding import Bytes, add, encode
 from edgeqaf.qtensor import QTensor
 from edgeqaf.staging import staged
 from edgeqaf.tensorfile import ALIGNMENT, TensorFile, TensorWriter
-from edgeqaf.weightsfile import FLOAT32
 
 Kind = tuple[str, tuple[int, ...]]  # grid, shape
 FORMAT, MANIFEST, RUN = 1, "manifest", 2**20

@@ -1,7 +1,7 @@
-"""The tensors of a GGUF file by runs of logical rows: where they lie, what they are, and their bytes after a change."""
+"""A tensor in a GGUF file by rows: where some of them lie, what they are, and their bytes after a change."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -10,42 +10,87 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
-from edgeqaf.qtensor import QTensor
-from exporters.gguf.artifact import StoredTensors, read_tensor
-from exporters.gguf.blocks import pack
+from edgeqaf.qtensor import QTensor, check
+from exporters.gguf.blocks import pack, unpack
 from exporters.gguf.container import TensorInfo
+from exporters.gguf.floats import widen
 from exporters.gguf.layouts import LAYOUTS
+from exporters.gguf.numbers import AGAIN
 from exporters.gguf.places import Place
+from exporters.gguf.reader import Contents
+
+Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Rows:
+class InFile:
+    """One tensor of a file. grid: None for floats."""
+
+    contents: Contents
+    info: TensorInfo
+    place: Place
+    grid: Grid | None
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return f"{self.contents.path}: {self.info.name}"
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Logical rows [start, stop), checked; of a vector, those elements. With the last, what pads the tensor is."""
+        if stop == self.info.shape[0]:
+            self.contents.check_padding(self.info)
+        span = self.span(start, stop)
+        return span.read(self.contents.seen.read(span.offset, span.size))
+
+    def span(self, start: int, stop: int) -> "Span":
+        """Where logical rows [start, stop) are."""
+        each = self.info.size // self.info.shape[0]
+        places = np.arange(start, stop) if self._places is None else self._places[start:stop]
+        first, last = int(places.min()), int(places.max()) + 1
+        return Span(self, self.contents.start + self.info.offset + first * each, (last - first) * each, places - first)
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64] | None:
+        """The row of the file that holds each logical row; None where they are the same."""
+        order = self.place.rows
+        return None if order is None else np.argsort(order)
+
+    def rows_in(self, own: Bytes) -> Tensor:
+        """The rows that their own bytes hold, in logical order; raises Refused or GridError."""
+        shape = (own.size * self.info.shape[0] // self.info.size, *self.info.shape[1:])
+        if self.grid is None:
+            return self.place.unshifted(widen(own, self.info.type, shape, self.name))
+        if len(shape) != 2:
+            raise Refused(f"{self.name} is a quantized tensor of shape {list(self.info.shape)}", AGAIN)
+        return check(unpack(own, self.grid, (shape[0], shape[1])), self.name)
+
+
+@dataclass(frozen=True)
+class Span:
     """Some logical rows in the file: within the ``size`` bytes from ``offset`` on.
 
     within: which rows of those bytes they are, in logical order; rows of a head are interleaved in some files.
     """
 
+    tensor: InFile
     offset: int
     size: int
     within: NDArray[np.int64]
-    _info: TensorInfo
-    _place: Place
-    _grid: Grid | None
 
-    def read(self, raw: bytes) -> Tensor:
+    def read(self, raw: bytes | Bytes) -> Tensor:
         """The rows, from those bytes; raises Refused or GridError where they hold none."""
-        own = self._own(raw)
-        info = replace(self._info, shape=(len(own), *self._info.shape[1:]))
-        return self._place.unshifted(read_tensor(own.reshape(-1), info, self._grid, info.name))
+        return self.tensor.rows_in(self._own(raw).reshape(-1))
 
     def edits(self, raw: bytes, rows: QTensor) -> list[tuple[int, bytes]]:
         """(offset, bytes) of what replaces the rows by others, and touches nothing else.
 
         Raises Refused where the file writes its integers in other bytes than it will get back.
         """
-        if not LAYOUTS[self._info.type].bijective and pack(self._quantized(raw)).tobytes() != self._own(raw).tobytes():
+        layout = LAYOUTS[self.tensor.info.type]
+        if not layout.bijective and pack(self._quantized(raw)).tobytes() != self._own(raw).tobytes():
             raise Refused(
-                f"{self._place.stored} writes its integers in bytes that no exporter makes", "import and export it once"
+                f"{self.tensor.name} writes its integers in bytes that no exporter makes", "import and export it once"
             )
         order = np.argsort(self.within)
         new = pack(rows).view(np.uint8).reshape(len(order), -1)[order]
@@ -53,10 +98,10 @@ class Rows:
         cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(order)]
         return [(self.offset + int(places[a]) * new.shape[1], new[a:b].tobytes()) for a, b in pairwise(cuts)]
 
-    def _own(self, raw: bytes) -> NDArray[np.uint8]:
-        """The rows' own bytes, in logical order."""
-        each = self._info.size // self._info.shape[0]
-        own: NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, each)
+    def _own(self, raw: bytes | Bytes) -> Bytes:
+        """The rows' own bytes, in logical order: uint8 [rows, bytes of a row]."""
+        info = self.tensor.info
+        own: Bytes = np.frombuffer(raw, np.uint8).reshape(-1, info.size // info.shape[0])
         straight = np.array_equal(self.within, np.arange(len(own)))
         return own if straight else own[self.within]
 
@@ -64,26 +109,3 @@ class Rows:
         rows = self.read(raw)
         assert isinstance(rows, QTensor)
         return rows
-
-
-class StoredRows:
-    """The tensors of a file by runs of rows; see `edgeqaf.patch.target.Editable`."""
-
-    def __init__(self, stored: StoredTensors) -> None:
-        self._stored = stored
-
-    def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-        """Logical name -> (grid, or "float32", and shape)."""
-        return self._stored.outline()
-
-    def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Logical rows [start, stop) of a tensor; of a vector, its elements."""
-        place = self._stored.places[name]
-        contents = self._stored.contents
-        info = contents.tensors[place.stored]
-        each = info.size // info.shape[0]
-        order = place.rows
-        places = np.arange(start, stop) if order is None else np.argsort(order)[start:stop]
-        first, last = int(places.min()), int(places.max()) + 1
-        offset = contents.start + info.offset + first * each
-        return Rows(offset, (last - first) * each, places - first, info, place, self._stored.grid(name))
