@@ -13,7 +13,9 @@ paths inside: the same input gives the same bytes.
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,13 +23,14 @@ from typing import Any, Protocol, runtime_checkable
 from edgeqaf import __version__, plugins
 from edgeqaf.companions import CONFIG, QUANTIZATION, companions_digest, copy_companions, name_quantizer
 from edgeqaf.console import progress
-from edgeqaf.digest import Tensor, merkle_root, tensor_digest
+from edgeqaf.digest import FLOAT32, Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import digests, rows_of
 from edgeqaf.staging import staged
 from edgeqaf.tensorfile import TensorWriter
-from edgeqaf.weightsfile import FLOAT32, WeightsFile, pack, stored
+from edgeqaf.weightsfile import WeightsFile, stored, stored_bytes, write
 
 FORMAT = 1
 MANIFEST = "edgeqaf.json"
@@ -87,7 +90,8 @@ class QModel:
                 yield name, tensor
 
     def digests(self) -> dict[str, str]:
-        return {name: tensor_digest(name, self.tensors[name]) for name in sorted(self.tensors)}
+        """The digest of every tensor by name."""
+        return dict(digests(partial(rows_of, self.tensors), self.outline()))
 
 
 def save(
@@ -108,19 +112,22 @@ def save(
     """
     outline = model.outline()
     shapes = {key: shape for name, (grid, shape) in outline.items() for key, shape in stored(name, grid, shape)}
-    with staged(target, force=force, needed_bytes=4 * sum(map(prod, shapes.values())) + 2**20) as part:
+    total, done = stored_bytes(outline), 0
+    with staged(target, force=force, needed_bytes=total + 2**20) as part:
         part.mkdir()
         copy_companions(model.folder, part)
         if (part / CONFIG).is_file():
             name_quantizer(part)
         entries: dict[str, dict[str, Any]] = {}
-        with TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file, progress(title, len(outline)) as advance:
-            for done, name in enumerate(sorted(outline), 1):
-                grid, shape = outline[name]
-                tensor = model.tensors[name]
-                entries[name] = {"grid": grid, "shape": [int(n) for n in shape], "digest": tensor_digest(name, tensor)}
-                for key, array in pack(name, tensor).items():
-                    file.add(key, array)
+        with (
+            TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file,
+            ThreadPoolExecutor(1) as beside,
+            progress(title, total, "B") as advance,
+        ):
+            for name, (grid, shape) in sorted(outline.items()):
+                digest = write(file, model.tensors, name, (grid, shape), beside)
+                entries[name] = {"grid": grid, "shape": [int(n) for n in shape], "digest": digest}
+                done += stored_bytes({name: (grid, shape)})
                 advance(done, name)
         manifest = {
             "format": FORMAT, "kind": kind, "root": merkle_root({n: e["digest"] for n, e in entries.items()}),
@@ -153,22 +160,40 @@ def _entries(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, A
         raise Refused(f"{folder / MANIFEST} has no tensors or no root", "the file is corrupt; make the folder again")
     for name, entry in entries.items():
         fields = entry if isinstance(entry, dict) else {}
-        if fields.get("grid") not in grids or not isinstance(fields.get("digest"), str):
+        if fields.get("grid") not in grids or not isinstance(fields.get("digest"), str) or not _shape(fields):
             raise Refused(
-                f"{folder / MANIFEST}: {name} has no digest, or a grid not among {', '.join(grids)}",
+                f"{folder / MANIFEST}: {name} has no digest, no shape, or a grid not among {', '.join(grids)}",
                 "the file is corrupt, or of a newer version; make the folder again",
             )
     return entries
 
 
+def _shape(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry has the shape of a tensor, and of a matrix where it is on a grid."""
+    shape = entry.get("shape")
+    whole = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**40 for n in shape)
+    return whole and (entry["grid"] == FLOAT32 or len(shape or ()) == 2)
+
+
 def verify(model: QModel) -> None:
     """Refuse a model whose tensors, config or tokenizer files are not the ones its manifest names."""
-    for _ in verified(model):
-        pass
+    _require_companions(model)
+    found = digests(partial(rows_of, model.tensors), model.outline())
+    _require_root(model, {name: _require_digest(model, name, digest) for name, digest in found})
 
 
 def verified(model: QModel) -> Iterator[tuple[str, Tensor]]:
     """Every tensor by name, each once its digest was checked; raises what `verify` raises, as soon as it is found."""
+    _require_companions(model)
+    found = {}
+    for name in sorted(model.tensors):
+        tensor = model.tensors[name]
+        found[name] = _require_digest(model, name, tensor_digest(name, tensor))
+        yield name, tensor
+    _require_root(model, found)
+
+
+def _require_companions(model: QModel) -> None:
     companions = companions_digest(model.folder)
     recorded = model.manifest.get("companions", {})
     changed = sorted(name for name in companions.keys() | recorded if companions.get(name) != recorded.get(name))
@@ -177,17 +202,19 @@ def verified(model: QModel) -> Iterator[tuple[str, Tensor]]:
             f"{model.folder / changed[0]} is not the file that {MANIFEST} names",
             "it was edited or damaged; restore it, or make the folder again",
         )
-    digests = {}
-    for name in sorted(model.tensors):
-        tensor = model.tensors[name]
-        digests[name] = tensor_digest(name, tensor)
-        if digests[name] != model.manifest["tensors"][name]["digest"]:
-            raise Refused(
-                f"{model.folder}: {name} does not match its digest in {MANIFEST}",
-                "the file was damaged or edited; make the folder again",
-            )
-        yield name, tensor
-    if merkle_root(digests) != model.root:
+
+
+def _require_digest(model: QModel, name: str, digest: str) -> str:
+    if digest != model.manifest["tensors"][name]["digest"]:
+        raise Refused(
+            f"{model.folder}: {name} does not match its digest in {MANIFEST}",
+            "the file was damaged or edited; make the folder again",
+        )
+    return digest
+
+
+def _require_root(model: QModel, found: Mapping[str, str]) -> None:
+    if merkle_root(found) != model.root:
         raise Refused(
             f"{model.folder}: the Merkle root in {MANIFEST} is not that of its tensors", "make the folder again"
         )

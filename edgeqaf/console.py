@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 _state = {"quiet": False}
@@ -67,19 +67,23 @@ def emit(value: Any) -> None:
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
-    """A progress bar with ETA on a terminal; elsewhere a line every tenth of the way, at most one a second."""
+def progress(title: str, total: int, unit: Literal["", "B"] = "") -> Iterator[Advance]:
+    """A progress bar with ETA on a terminal; elsewhere a line every tenth of the way, at most one a second.
+
+    unit: "B" where bytes are counted, which are shown in powers of 1000.
+    """
     if _state["quiet"] or not sys.stdout.isatty():
-        yield _lines(title, total)
+        yield _lines(title, total, unit)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+    count = DownloadColumn() if unit else TextColumn("{task.completed}/{task.total}")
+    columns = (TextColumn("{task.description}"), BarColumn(), count,
                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
     with Progress(*columns, console=_console, transient=True) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
 
-def _lines(title: str, total: int) -> Advance:
+def _lines(title: str, total: int, unit: str) -> Advance:
     started = time.monotonic()
     shown = {"at": started, "tenth": 0}
 
@@ -88,6 +92,7 @@ def _lines(title: str, total: int) -> Advance:
         if tenth > shown["tenth"] and now - shown["at"] >= 1:
             shown.update(at=now, tenth=tenth)
             left = (now - started) / max(done, 1) * (total - done)
-            say(f"{title} {done}/{total}, {now - started:.0f} s, {left:.0f} s left{', ' + note if note else ''}")
+            count = f"{done / 1e6:.0f}/{total / 1e6:.0f} MB" if unit else f"{done}/{total}"
+            say(f"{title} {count}, {now - started:.0f} s, {left:.0f} s left{', ' + note if note else ''}")
 
     return advance

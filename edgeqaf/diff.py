@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
-from edgeqaf.digest import Tensor
+from edgeqaf.digest import FLOAT32, Tensor
 from edgeqaf.parts import CODES, Parts, split
 from edgeqaf.qtensor import QTensor
 from edgeqaf.runs import cuts, rows_of
-from edgeqaf.weightsfile import FLOAT32
 
 Kind = tuple[str, tuple[int, ...]]  # grid, or "float32", and shape
 

@@ -8,7 +8,9 @@ a lossless conversion without running anything.
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from edgeqaf.grid import Grid
 from edgeqaf.parts import CODES, Parts, split
 from edgeqaf.qtensor import QTensor
 
+FLOAT32 = "float32"  # what stands for the grid of a float tensor
+AHEAD = 4  # runs that may wait to be hashed on another thread
 Floats = NDArray[np.float32]
 Tensor = QTensor | Floats
 
@@ -36,34 +40,49 @@ def tensor_digest(name: str, tensor: Tensor) -> str:
 
 
 class TensorDigest:
-    """`tensor_digest` of a tensor that comes in runs of rows; grid: None for a float tensor."""
+    """`tensor_digest` of a tensor that comes in runs of rows; grid: None for a float tensor.
 
-    def __init__(self, name: str, shape: tuple[int, ...], grid: Grid | None) -> None:
-        header: dict[str, object] = {"name": name, "shape": [int(n) for n in shape], "grid": "float32"}
+    beside: an executor of one thread, which hashes while the caller makes the next runs; they must stay as they are.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], grid: Grid | None, beside: Executor | None = None) -> None:
+        header: dict[str, object] = {"name": name, "shape": [int(n) for n in shape], "grid": FLOAT32}
         if grid is not None:
             header |= {"grid": grid.name, "block": grid.block}
         self._first = hashlib.sha256(b"edgeqaf tensor 1\0")
         self._first.update(json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\0")
         self._others: dict[str, list[NDArray[Any]]] = {}
+        self._beside, self._waiting = beside, deque[Future[None]]()
 
     def update(self, rows: Tensor | Parts) -> None:
-        """Take the next rows, or their parts. Codes are hashed at once; what follows all codes is kept."""
+        """Take the next rows, or their parts. Codes are hashed at once; the others, which follow them all, are kept."""
         if isinstance(rows, np.ndarray):
-            self._first.update(np.ascontiguousarray(rows.astype("<f4", copy=False)).data)
+            self._hash(rows.astype("<f4", copy=False))
             return
-        for part, array in (split(rows) if isinstance(rows, QTensor) else rows).items():
-            if part == CODES:
-                self._first.update(np.ascontiguousarray(array).data)
-            else:
+        arrays = split(rows) if isinstance(rows, QTensor) else rows
+        self._hash(arrays[CODES])
+        for part, array in arrays.items():
+            if part != CODES:
                 self._others.setdefault(part, []).append(array)
 
     def hex(self) -> str:
         """The digest, once every row was given."""
+        while self._waiting:
+            self._waiting.popleft().result()
         for arrays in self._others.values():
             for array in arrays:
                 self._first.update(np.ascontiguousarray(array).data)
         self._others = {}
         return self._first.hexdigest()
+
+    def _hash(self, array: NDArray[Any]) -> None:
+        data = np.ascontiguousarray(array).data
+        if self._beside is None:
+            self._first.update(data)
+            return
+        if len(self._waiting) == AHEAD:
+            self._waiting.popleft().result()
+        self._waiting.append(self._beside.submit(self._first.update, data))
 
 
 def file_sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from edgeqaf.card import MODELFILE, model_card
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.companions import copy_companions
 from edgeqaf.console import progress
-from edgeqaf.digest import file_sha256
+from edgeqaf.digest import FLOAT32, file_sha256
 from edgeqaf.errors import Refused, VerificationFailed
 from edgeqaf.jsonfile import write_json
 from edgeqaf.protocols import Artifact, Exporter
@@ -27,7 +27,6 @@ from edgeqaf.qtensor import QTensor
 from edgeqaf.receipt import files_of, read_receipt
 from edgeqaf.serving import serving
 from edgeqaf.staging import staged
-from edgeqaf.weightsfile import FLOAT32
 
 REFERENCE = "reference"
 

@@ -15,10 +15,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf.checkpoint import QModel
+from edgeqaf.checkpoint import Outlined, QModel
 from edgeqaf.digest import Floats, Tensor, merkle_root, tensor_digest
 from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import ByRows, digests
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,13 @@ class Artifact:
     @property
     def root(self) -> str:
         """The Merkle root of its tensors."""
-        return merkle_root({name: tensor_digest(name, stored.tensor) for name, stored in self.tensors.items()})
+        return merkle_root(self.digests())
+
+    def digests(self) -> dict[str, str]:
+        """The digest of every tensor by name."""
+        if isinstance(self.tensors, ByRows) and isinstance(self.tensors, Outlined):
+            return dict(digests(self.tensors.rows, self.tensors.outline()))
+        return {name: tensor_digest(name, stored.tensor) for name, stored in self.tensors.items()}
 
     def quantized(self) -> Iterator[tuple[str, Stored, QTensor]]:
         """(logical name, where it is stored, its value) of each quantized tensor, sorted."""

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
 from edgeqaf.quantize import GRID, Plan, plan
+from edgeqaf.runs import Rows, part
 from edgeqaf.source import FloatModel
 
 Rule = Callable[[Floats, Grid], QTensor]
@@ -118,8 +120,16 @@ class AsAsked(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._job.source)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._job.source  # the mixin's would read the tensor
+
     def __getitem__(self, name: str) -> Tensor:
         return self._quantized(name) if self._job.stored[name] == self._job.grid.name else self._job.source[name]
+
+    def rows(self, name: str) -> Rows:
+        """`edgeqaf.runs.ByRows`; what is quantized, is so as a whole."""
+        on_grid = self._job.stored[name] == self._job.grid.name
+        return partial(part, self._quantized(name)) if on_grid else self._job.source.rows(name)
 
     def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """`edgeqaf.checkpoint.QModel.outline`; no tensor is read for it."""

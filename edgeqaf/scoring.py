@@ -14,7 +14,6 @@ from edgeqaf import asking, checkpoint, evaluate, metrics, plugins
 from edgeqaf.child import stream
 from edgeqaf.console import Advance, progress
 from edgeqaf.data import IGNORED, Example, Task
-from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.dist import open_dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.method import Baseline
@@ -220,8 +219,7 @@ def _artifact(folder: Path, runtime_name: str, configuration: str | None, option
 
 def _require_root(artifact: Artifact, root: str) -> None:
     """A score is of the receipt's root; refuse to give it to other integers."""
-    found = merkle_root({name: tensor_digest(name, stored.tensor) for name, stored in artifact.tensors.items()})
-    if found != root:
+    if (found := artifact.root) != root:
         raise VerificationFailed(
             f"{artifact.path} reads back as root {found[:12]}, the receipt says {root[:12]}",
             "see which tensor: edgeqaf verify; then export again",

@@ -41,6 +41,10 @@ class Shards(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         return self._files[name][name]
 
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """`edgeqaf.tensorfile.TensorFile.rows`."""
+        return self._files[name].rows(name, start, stop)
+
     def dtype(self, name: str) -> str:
         """The type of an array, as safetensors calls it."""
         return self._files[name].dtype(name)

@@ -6,7 +6,7 @@ rounds off is dropped from w. Pickles are never loaded and remote code is never 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +89,24 @@ class FloatModel(Mapping[str, Floats]):
         return name in self._stored  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Floats:
-        stored = self._shards[self._stored[name]]
-        with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is refused below
-            values = stored.astype(np.float32)
-        if not np.isfinite(values).all():
-            index = tuple(int(i[0]) for i in np.nonzero(~np.isfinite(values)))
-            raise Refused(f"{name}{list(index)} is {values[index]}", "the checkpoint is damaged; fetch it again")
-        if self.architecture in GEMMAS and name.endswith("norm.weight"):
-            values = (np.float32(1) + values) - np.float32(1)  # Gemma multiplies by this sum, in float32
-        return values
+        return self.rows(name)(0, *(self.shape(name)[:1] or (1,))).reshape(self.shape(name))
+
+    def rows(self, name: str) -> Callable[[int, int], Floats]:
+        """`edgeqaf.runs.ByRows`."""
+        stored = self._stored[name]
+
+        def read(start: int, stop: int) -> Floats:
+            with np.errstate(over="ignore"):  # a float64 too large becomes infinite, and is refused below
+                values = self._shards.rows(stored, start, stop).astype(np.float32)
+            if not np.isfinite(values).all():
+                index = tuple(int(i[0]) for i in np.nonzero(~np.isfinite(values)))
+                where = [start + index[0], *index[1:]]
+                raise Refused(f"{name}{where} is {values[index]}", "the checkpoint is damaged; fetch it again")
+            if self.architecture in GEMMAS and name.endswith("norm.weight"):
+                values = (np.float32(1) + values) - np.float32(1)  # Gemma multiplies by this sum, in float32
+            return values
+
+        return read
 
     def _require_float(self, name: str) -> None:
         dtype, shape = self._shards.dtype(name), list(self._shards.shape(name))

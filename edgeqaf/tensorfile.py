@@ -12,7 +12,7 @@ tensor once it is asked for, and nothing is allocated before the header has been
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,16 @@ class TensorFile(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         dtype, shape, begin, end = self._tensors[name]
         return self._seen.read(self._start + begin, end - begin).view(dtype).reshape(shape)
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows [start, stop) of a tensor; of a vector, its elements, of which a number is one."""
+        dtype, shape, begin, _ = self._tensors[name]
+        count, *others = shape or (1,)
+        if not 0 <= start <= stop <= count:
+            raise self._refusal(f"{name} has {count} rows, not {start} to {stop}")
+        each = prod(others) * dtype.itemsize
+        data = self._seen.read(self._start + begin + start * each, (stop - start) * each)
+        return data.view(dtype).reshape(stop - start, *others)
 
     def part(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a tensor's; refuses to go beyond it."""
@@ -164,6 +174,21 @@ class TensorWriter:
             self._waiting.append((name, array))
         else:
             self._write(name, array)
+
+    def add_runs(self, name: str, dtype: np.dtype[Any], runs: Iterable[Array]) -> None:
+        """Write one tensor of the shape that was announced, its rows as they come."""
+        shape = self._shapes[name]
+        size = prod(shape) * dtype.itemsize
+        if size % ALIGNMENT:
+            self.add(name, np.concatenate(list(runs)).reshape(shape))
+            return
+        self._entries[name] = self._entry(NAMES[dtype], shape, self._end, self._end + size)
+        begun = self._file.tell()
+        for run in runs:
+            self._file.write(np.ascontiguousarray(run, dtype).reshape(-1).view(np.uint8).data)
+        self._end += size
+        if self._file.tell() - begun != size:
+            raise ValueError(f"{name} took {self._file.tell() - begun} bytes, {size} were announced")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,6 +1,8 @@
 """How the tensors of a model lie in its ``model.safetensors``; see `edgeqaf.checkpoint` for the folder around it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,16 @@ import ml_dtypes
 import numpy as np
 
 from edgeqaf import parts, plugins
-from edgeqaf.digest import Floats, Tensor
+from edgeqaf.digest import FLOAT32, Floats, Tensor, TensorDigest
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from edgeqaf.packing import WIDTHS, pack_codes, unpack_codes
 from edgeqaf.qtensor import QTensor, check
-from edgeqaf.tensorfile import TensorFile
+from edgeqaf.runs import Outline, Rows, ahead, cuts, rows_of
+from edgeqaf.tensorfile import NAMES, Array, TensorFile, TensorWriter
 
-FLOAT32 = "float32"  # what a manifest calls the grid of a float tensor
+AGAIN = "the folder is damaged; make it again"
+NARROW = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))  # what a float tensor is stored as if that holds it
 
 
 def stored(name: str, grid: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -28,27 +32,91 @@ def stored(name: str, grid: str, shape: tuple[int, ...]) -> Iterator[tuple[str, 
         yield f"{name}.{part}", (out, columns * WIDTHS[found.bits] // 8 if part == parts.CODES else columns)
 
 
+def stored_bytes(outline: Outline) -> int:
+    """What tensors take in ``model.safetensors``; float ones with 4 bytes a number, which are the most it can be."""
+    size = 0
+    for name, (grid, shape) in outline.items():
+        types = {} if grid == FLOAT32 else parts.dtypes(plugins.find("grids", grid))
+        size += sum(
+            prod(each) * (types[key.removeprefix(f"{name}.")].itemsize if types else 4)
+            for key, each in stored(name, grid, shape)
+        )
+    return size
+
+
 def pack(name: str, tensor: Tensor) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays that hold one logical tensor; raises GridError for one that is not on its grid."""
     if not isinstance(tensor, QTensor):
-        return {name: _narrowest(np.asarray(tensor, order="C"))}
+        return {name: np.asarray(tensor, order="C").astype(_narrowest([tensor]))}
     arrays = parts.split(check(tensor, name))
     arrays[parts.CODES] = pack_codes(tensor.codes, tensor.grid)
     return {f"{name}.{part}": array for part, array in arrays.items()}
 
 
-def _narrowest(values: Floats) -> np.ndarray[Any, Any]:
-    """float32 values as bfloat16 or float16 where that holds every one of them."""
+def write(
+    file: TensorWriter, tensors: Mapping[str, Tensor], name: str, kind: tuple[str, tuple[int, ...]], beside: Executor
+) -> str:
+    """Write one of some tensors by runs of rows, and return its digest. kind: grid and shape; beside: what hashes."""
+    (grid, shape), rows = kind, rows_of(tensors, name)
+    if grid == FLOAT32:
+        return _write_floats(file, name, shape, rows, beside)
+    found: Grid = plugins.find("grids", grid)
+    digest = TensorDigest(name, shape, found, beside)
+    others: dict[str, list[Array]] = {}
+
+    def packed(start: int, stop: int) -> tuple[dict[str, Array], Array]:
+        run = rows(start, stop)
+        assert isinstance(run, QTensor)
+        arrays = parts.split(check(run, name))
+        return arrays, pack_codes(run.codes, found)
+
+    def codes() -> Iterator[Array]:
+        for arrays, run in ahead(packed, cuts(shape)):
+            digest.update(arrays)
+            yield run
+            for part in arrays.keys() - {parts.CODES}:
+                others.setdefault(part, []).append(arrays[part])
+
+    file.add_runs(f"{name}.{parts.CODES}", np.dtype(np.uint8), codes())
+    for part in parts.dtypes(found):
+        if part in others:
+            file.add(f"{name}.{part}", np.concatenate(others[part]))
+    return digest.hex()
+
+
+def _write_floats(file: TensorWriter, name: str, shape: tuple[int, ...], rows: Rows, beside: Executor) -> str:
+    """`write` of a float tensor, which is read twice: what it can be stored as follows from all of it."""
+
+    def runs() -> Iterator[Floats]:
+        for start, stop in cuts(shape):
+            run = rows(start, stop)
+            assert not isinstance(run, QTensor)
+            yield run
+
+    digest, dtype = TensorDigest(name, shape, None, beside), _narrowest(runs())
+
+    def narrowed() -> Iterator[Array]:
+        for run in runs():
+            digest.update(run)
+            yield run.astype(dtype)
+
+    file.add_runs(name, dtype, narrowed())
+    return digest.hex()
+
+
+def _narrowest(runs: Iterable[Floats]) -> np.dtype[Any]:
+    """bfloat16 or float16 where that holds every value, else float32."""
+    left = list(NARROW)
     with np.errstate(over="ignore"):  # becomes infinite, which is another value
-        for dtype in (ml_dtypes.bfloat16, np.float16):
-            narrow: np.ndarray[Any, Any] = values.astype(dtype)
-            if np.array_equal(narrow.astype(np.float32).view(np.uint32), values.view(np.uint32)):
-                return narrow
-    return values
+        for run in runs:
+            left = [t for t in left if np.array_equal(run.astype(t).astype(np.float32).view("u4"), run.view("u4"))]
+            if not left:
+                break
+    return left[0] if left else np.dtype(np.float32)
 
 
 class WeightsFile(Mapping[str, Tensor]):
-    """Tensors of a model folder, read and checked one at a time."""
+    """Tensors of a model folder, read and checked one at a time, or by rows."""
 
     def __init__(self, file: Path, manifest: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
         self._entries = entries
@@ -56,7 +124,7 @@ class WeightsFile(Mapping[str, Tensor]):
         expected = {key for name, entry in entries.items() for key in _keys(name, entry["grid"])}
         for key in sorted(expected ^ set(self._file.keys())):
             found, wanted = (file, manifest) if key not in expected else (manifest, file)
-            raise Refused(f"{file.parent}: {key} is in {found.name} but not in {wanted.name}", "make the folder again")
+            raise Refused(f"{file.parent}: {key} is in {found.name} but not in {wanted.name}", AGAIN)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -64,26 +132,43 @@ class WeightsFile(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __getitem__(self, name: str) -> Tensor:
-        entry = self._entries[name]
-        if entry["grid"] == FLOAT32:
-            return self._read(name).astype(np.float32)
-        grid: Grid = plugins.find("grids", entry["grid"])
-        types = parts.dtypes(grid) | {parts.CODES: np.dtype(np.uint8)}
-        stored = {part: self._read(f"{name}.{part}", dtype) for part, dtype in types.items()}
-        stored[parts.CODES] = unpack_codes(stored[parts.CODES], grid)
-        return check(parts.join(grid, stored), name)
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # the mixin's would read the tensor
 
-    def _read(self, key: str, dtype: np.dtype[Any] | None = None) -> np.ndarray[Any, Any]:
-        if key not in self._file:
-            raise Refused(f"tensor {key} is not there", "the folder is incomplete; make it again")
-        values = self._file[key]
-        if dtype is not None and (values.dtype != dtype or values.ndim != 2):
-            raise Refused(
-                f"tensor {key} is {values.dtype} {list(values.shape)}, not a matrix of {dtype}",
-                "the file is corrupt; make the folder again",
-            )
-        return values
+    def __getitem__(self, name: str) -> Tensor:
+        key, *_ = _keys(name, self._entries[name]["grid"])
+        if key == name:
+            return self._file[name].astype(np.float32)
+        return self.rows(name)(0, self._file.shape(key)[0])
+
+    def rows(self, name: str) -> Rows:
+        """`edgeqaf.runs.ByRows`."""
+        grid_name = self._entries[name]["grid"]
+        if grid_name == FLOAT32:
+            return lambda start, stop: self._file.rows(name, start, stop).astype(np.float32)
+        grid: Grid = plugins.find("grids", grid_name)
+        keys = {part: f"{name}.{part}" for part in parts.dtypes(grid)}
+        self._require_parts(keys, grid)
+
+        def read(start: int, stop: int) -> QTensor:
+            found = {part: self._file.rows(key, start, stop) for part, key in keys.items()}
+            found[parts.CODES] = unpack_codes(found[parts.CODES], grid)
+            return check(parts.join(grid, found), name)
+
+        return read
+
+    def _require_parts(self, keys: Mapping[str, str], grid: Grid) -> None:
+        """Refuse arrays that are not the parts of one tensor."""
+        types = parts.dtypes(grid) | {parts.CODES: np.dtype(np.uint8)}
+        for part, key in keys.items():
+            dtype, shape = self._file.dtype(key), self._file.shape(key)
+            if dtype != NAMES[types[part]] or len(shape) != 2:
+                raise Refused(f"tensor {key} is {dtype} {list(shape)}, not a matrix of {types[part]}", AGAIN)
+        out, columns = self._file.shape(keys[parts.CODES])
+        for part, shape in parts.shapes(grid, (out, columns * 8 // WIDTHS[grid.bits])).items():
+            if part != parts.CODES and self._file.shape(keys[part]) != shape:
+                found = list(self._file.shape(keys[part]))
+                raise Refused(f"tensor {keys[part]} is {found}, its codes need {list(shape)}", AGAIN)
 
 
 def _keys(name: str, grid: str) -> list[str]:

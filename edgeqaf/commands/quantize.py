@@ -113,8 +113,8 @@ def _report(base: "QModel", output: Path, json: bool) -> None:
     from collections import Counter
 
     from edgeqaf.console import emit, say
+    from edgeqaf.digest import FLOAT32
     from edgeqaf.source import is_linear
-    from edgeqaf.weightsfile import FLOAT32
 
     weights: Counter[str] = Counter()
     for found, shape in base.outline().values():

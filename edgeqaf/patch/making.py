@@ -15,14 +15,13 @@ from edgeqaf import __version__, parts, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.console import progress
 from edgeqaf.diff import Change, Kind, change_of, moved, parts_of, unlike
-from edgeqaf.digest import TensorDigest, merkle_root
+from edgeqaf.digest import FLOAT32, TensorDigest, merkle_root
 from edgeqaf.errors import Refused
 from edgeqaf.patch.coding import Bytes, encode
 from edgeqaf.patch.file import FORMAT, MANIFEST, flat, runs
 from edgeqaf.runs import Rows, rows_of
 from edgeqaf.staging import staged
 from edgeqaf.tensorfile import ALIGNMENT, TensorWriter
-from edgeqaf.weightsfile import FLOAT32
 
 CARRIED = ("codes", "parameters")  # `Change.what` of what a patch holds
 THREADS = 2

@@ -18,12 +18,11 @@ from typing import Any, Protocol
 
 from edgeqaf import plugins
 from edgeqaf.console import progress
-from edgeqaf.digest import Tensor, TensorDigest, merkle_root
+from edgeqaf.digest import FLOAT32, Tensor, TensorDigest, merkle_root
 from edgeqaf.errors import Refused
 from edgeqaf.parts import Parts, on_grid
 from edgeqaf.patch.file import Patch, changed, runs
 from edgeqaf.patch.journal import Edit, Journal
-from edgeqaf.weightsfile import FLOAT32
 
 STEP = 2**22  # bytes of the file that a step changes at least
 AHEAD = 2  # steps that are computed while one is written
@@ -49,8 +48,8 @@ class Editable(Protocol):
     def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         """Logical name -> (grid, or "float32", and shape)."""
 
-    def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Logical rows [start, stop) of a tensor."""
+    def locate(self, name: str, start: int, stop: int) -> Rows:
+        """Where logical rows [start, stop) of a tensor are."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class Target:
             yield some, (first, last)
 
     def _edits(self, run: Run, put: bool) -> list[Edit]:
-        rows = self._file.rows(run.name, run.start, run.stop)
+        rows = self._file.locate(run.name, run.start, run.stop)
         raw = self._journal.read(rows.offset, rows.size)
         now = rows.read(raw)
         assert isinstance(now, Mapping)
@@ -168,7 +167,7 @@ class Target:
         fits = [True, True]
         first = next((run.index for run in self._runs if run.name == name), None)
         for k, (start, stop) in enumerate(runs(shape)):
-            rows = self._file.rows(name, start, stop)
+            rows = self._file.locate(name, start, stop)
             now = rows.read(self._journal.read(rows.offset, rows.size))
             there = first is not None and self._first <= first + k < self._last
             digests[there].update(now)
@@ -202,7 +201,7 @@ class Target:
         index = 0
         for name in sorted(self._patch.tensors):
             for k, (start, stop) in enumerate(runs(self._outline[name][1])):
-                yield Run(index, name, start, stop, k, self._file.rows(name, start, stop).size)
+                yield Run(index, name, start, stop, k, self._file.locate(name, start, stop).size)
                 index += 1
 
     def _require_fit(self) -> None:

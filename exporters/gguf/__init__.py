@@ -21,7 +21,6 @@ from exporters.gguf.base import ImportedTensors, open_base
 from exporters.gguf.blocks import CARRIERS
 from exporters.gguf.frame import Frame
 from exporters.gguf.fresh import Fresh
-from exporters.gguf.rows import StoredRows
 
 
 class GGUF:
@@ -67,9 +66,9 @@ class GGUF:
         """The tensors of any GGUF file by logical name, read one at a time."""
         return ImportedTensors(StoredTensors(path))
 
-    def edit(self, path: Path, first: bytes) -> StoredRows:
-        """The tensors of a file by runs of rows, for `edgeqaf.patch`."""
-        return StoredRows(StoredTensors(path, first))
+    def edit(self, path: Path, first: bytes) -> StoredTensors:
+        """The tensors of a file by rows, for `edgeqaf.patch`."""
+        return StoredTensors(path, first)
 
     def open_base(self, path: Path, folder: Path, tokenizer: Path | None = None, source: Path | None = None) -> QModel:
         """The model in any GGUF file, to be tuned; see `exporters.gguf.base`."""

@@ -1,32 +1,29 @@
 """The logical tensors of a GGUF file, ours or another maker's. Files are untrusted."""
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgeqaf import plugins
-from edgeqaf.digest import Floats, Tensor
+from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
-from edgeqaf.parts import Parts, check, join
 from edgeqaf.protocols import Stored
-from edgeqaf.weightsfile import FLOAT32
+from edgeqaf.runs import Rows, cuts, threads
 from exporters.gguf import families
-from exporters.gguf.blocks import CARRIERS, unpack_parts
-from exporters.gguf.container import TensorInfo
+from exporters.gguf.blocks import CARRIERS
 from exporters.gguf.family import OUTPUT, Family
-from exporters.gguf.floats import TYPES, widen
+from exporters.gguf.floats import TYPES
 from exporters.gguf.layouts import LAYOUTS
+from exporters.gguf.numbers import AGAIN
 from exporters.gguf.places import Place
 from exporters.gguf.reader import Contents, check_seal, parse
+from exporters.gguf.rows import InFile, Span
 
 CARRIED = "edgeqaf.carried."  # metadata key: this and a grid's name; value: the tensors stored in another's type
 SIZES = {kind: (1, dtype.itemsize) for kind, dtype in TYPES.items()}
 SIZES |= {x.ggml_type: (x.weights, x.block.itemsize) for x in LAYOUTS.values()}
-AGAIN = "the file is damaged or of an unknown kind; export or fetch it again"
 
 
 class StoredTensors(Mapping[str, Stored]):
@@ -47,8 +44,15 @@ class StoredTensors(Mapping[str, Stored]):
 
     def check_all(self) -> "StoredTensors":
         """Read every tensor once; raises Refused for the first that is not on its grid."""
-        for name in self:
-            self[name]
+
+        def check(name: str) -> None:
+            read = self.rows(name)
+            for start, stop in cuts(self.places[name].shape):
+                read(start, stop)
+
+        with ThreadPoolExecutor(threads()) as pool:
+            for _ in pool.map(check, self):
+                pass
         return self
 
     def grid(self, name: str) -> Grid | None:
@@ -66,12 +70,25 @@ class StoredTensors(Mapping[str, Stored]):
     def __len__(self) -> int:
         return len(self.places)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.places  # the mixin's would read the tensor
+
     def __getitem__(self, name: str) -> Stored:
         place = self.places[name]
-        info = self.contents.tensors[place.stored]
-        where = f"{self.contents.path}: {info.name}"
-        tensor = read_tensor(self.contents.raw(info), info, self.grid(name), where)
-        return Stored(place.from_file(tensor), place.stored, place.rows)
+        return Stored(self.rows(name)(0, place.shape[0]), place.stored, place.rows)
+
+    def rows(self, name: str) -> Rows:
+        """`edgeqaf.runs.ByRows`."""
+        return self.located(name).read
+
+    def locate(self, name: str, start: int, stop: int) -> Span:
+        """Where logical rows [start, stop) of a tensor are; see `edgeqaf.patch.target.Editable`."""
+        return self.located(name).span(start, stop)
+
+    def located(self, name: str) -> InFile:
+        """A logical tensor as it lies in the file."""
+        place = self.places[name]
+        return InFile(self.contents, self.contents.tensors[place.stored], place, self.grid(name))
 
 
 def open_contents(path: Path, first: bytes = b"") -> Contents:
@@ -122,24 +139,6 @@ def _grids(contents: Contents) -> dict[str, str]:
                 raise Refused(f"{contents.path}: {key} names {name[:64]}, which is not one tensor on {own}", AGAIN)
             grids[name] = grid
     return grids
-
-
-def read_tensor(raw: NDArray[np.uint8], info: TensorInfo, grid: Grid | None, name: str) -> Tensor:
-    """The tensor that the bytes of one hold, in the file's order of rows; raises Refused or GridError."""
-    found = read_rows(raw, info, grid, name)
-    if isinstance(found, np.ndarray):
-        return found
-    assert grid is not None
-    return join(grid, found)
-
-
-def read_rows(raw: NDArray[np.uint8], info: TensorInfo, grid: Grid | None, name: str) -> Parts | Floats:
-    """`read_tensor` of a tensor that is wanted by its parts."""
-    if grid is None:
-        return widen(raw, info.type, info.shape, name)
-    if len(info.shape) != 2:
-        raise Refused(f"{name} is a quantized tensor of shape {list(info.shape)}", AGAIN)
-    return check(grid, unpack_parts(raw, grid, (info.shape[0], info.shape[1])), name)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from edgeqaf.companions import CONFIG, TOKENIZER_FILES, copy_companions
 from edgeqaf.digest import Floats, Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json, write_json
+from edgeqaf.runs import Rows
 from edgeqaf.source import HEAD
 from exporters.gguf.artifact import StoredTensors
 from exporters.gguf.floats import widen
 from exporters.gguf.frame import save_frame
 from exporters.gguf.numbers import Metadata
+from exporters.gguf.rows import InFile
 from exporters.gguf.tokenizer_json import tokenizer_files
 
 SPECIAL = {"bos": "bos", "eos": "eos", "padding": "pad"}  # as metadata calls them -> as config.json does
@@ -38,22 +40,34 @@ class ImportedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored  # the mixin's would read the tensor
+
     def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """`edgeqaf.checkpoint.QModel.outline`, from the file's header alone."""
         return self._stored.outline()
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor, place = self._stored[name].tensor, self._stored.places[name]
-        if place.added and isinstance(tensor, np.ndarray):
+        return self.rows(name)(0, self._stored.places[name].shape[0])
+
+    def rows(self, name: str) -> Rows:
+        """`edgeqaf.runs.ByRows`."""
+        found = self._stored.located(name)
+        if found.place.added:
+            self._require_given_back(found)
+        return found.read
+
+    def _require_given_back(self, found: InFile) -> None:
+        """Refuse values from which the file's cannot be had back."""
+        tensor, place, contents = found.read(0, found.place.shape[0]), found.place, found.contents
+        if isinstance(tensor, np.ndarray):
             again = np.asarray(place.to_file(tensor))
-            info = self._stored.contents.tensors[place.stored]
-            original = widen(self._stored.contents.raw(info), info.type, info.shape, place.stored)
+            original = widen(contents.raw(found.info), found.info.type, found.info.shape, place.stored)
             if (again.view(np.uint32) != original.view(np.uint32)).any():
                 raise Refused(
                     f"{place.stored} holds values that are no float32 plus {place.added:g}",
                     "convert the model to GGUF again from its checkpoint",
                 )
-        return tensor
 
 
 def open_base(path: Path, folder: Path, tokenizer: Path | None = None, source: Path | None = None) -> QModel:

@@ -16,17 +16,16 @@ from safetensors.numpy import load_file, save_file
 
 from edgeqaf.checkpoint import QModel
 from edgeqaf.companions import FRAME
+from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused
-from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import rows_of
 from edgeqaf.untrusted import Seen
-from edgeqaf.weightsfile import FLOAT32
 from exporters.gguf import families
 from exporters.gguf.artifact import SIZES, StoredTensors, places_in
-from exporters.gguf.blocks import pack
-from exporters.gguf.container import TensorInfo
-from exporters.gguf.floats import TYPES, narrow
+from exporters.gguf.floats import TYPES
 from exporters.gguf.layouts import LAYOUTS
 from exporters.gguf.reader import Contents, parse_header
+from exporters.gguf.writing import write_tensor
 
 HEADER, LENGTH = "header", "length"
 AGAIN = "import the GGUF file again"
@@ -63,15 +62,15 @@ class Frame:
         self._require_grids({name: grid for name, (grid, _) in model.outline().items()})
 
     def write(self, file: BinaryIO) -> None:
-        """Write all of it, one tensor at a time."""
+        """Write all of it, by runs of rows."""
         file.write(self._header)
         for name, info in self._contents.tensors.items():
-            raw = self._arrays.get(name)
-            data = self._in_file_form(info) if raw is None else raw
-            whole = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
-            if whole.nbytes != info.size:
-                raise Refused(f"{name} takes {whole.nbytes} bytes, {info.size} in the file it came from", AGAIN)
-            file.write(whole.data)
+            raw, place = self._arrays.get(name), self._places.get(name)
+            if raw is not None:
+                file.write(raw.data)
+            else:
+                assert place is not None
+                write_tensor(file, rows_of(self._model.tensors, place.logical), place, info)
             file.write(bytes(self._contents.padding(info)))
 
     def _require_grids(self, grids: dict[str, str]) -> None:
@@ -84,8 +83,3 @@ class Frame:
                 raise Refused(
                     f"{name} is {grids.get(name, 'missing')}, in the GGUF file it came from {expected.get(name)}", AGAIN
                 )
-
-    def _in_file_form(self, info: TensorInfo) -> NDArray[Any]:
-        place = self._places[info.name]
-        tensor = place.to_file(self._model.tensors[place.logical])
-        return pack(tensor) if isinstance(tensor, QTensor) else narrow(tensor, info.type, place.logical)

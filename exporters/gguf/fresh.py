@@ -3,27 +3,26 @@
 from collections import Counter
 from collections.abc import Iterable
 from math import prod
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeqaf.checkpoint import QModel
-from edgeqaf.digest import Tensor
+from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused
-from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import rows_of
 from edgeqaf.source import HEAD
-from edgeqaf.weightsfile import FLOAT32
 from exporters.gguf import families
 from exporters.gguf.artifact import CARRIED
-from exporters.gguf.blocks import CARRIERS, pack
+from exporters.gguf.blocks import CARRIERS
 from exporters.gguf.borrowed import borrowed_tokenizer
-from exporters.gguf.container import TensorInfo, Type, Value, describe_tensors, padded, plain_header, seal
+from exporters.gguf.container import Type, Value, describe_tensors, padded, plain_header, seal
 from exporters.gguf.family import Family
 from exporters.gguf.layouts import F32, F32_FILE
 from exporters.gguf.metadata import model_metadata
 from exporters.gguf.places import Dimensions, Place
 from exporters.gguf.tokenizer import tokenizer_metadata
+from exporters.gguf.writing import write_tensor
 
 Outline = dict[str, tuple[str, tuple[int, ...]]]
 
@@ -70,9 +69,11 @@ class Fresh:
         file.write(self._header)
         infos = iter(self._infos)
         for factors in self._factors.values():
-            _write(file, factors, next(infos))
+            info = next(infos)
+            file.write(np.ascontiguousarray(factors, "<f4").tobytes().ljust(padded(info.size), b"\0"))
         for place, info in zip(self._places, infos, strict=True):
-            _write(file, _in_file_form(self._model.tensors[place.logical], place), info)
+            write_tensor(file, rows_of(self._model.tensors, place.logical), place, info)
+            file.write(bytes(padded(info.size) - info.size))
 
 
 def _placed(model: QModel, outline: Outline, family: Family, sizes: Dimensions) -> list[Place]:
@@ -117,18 +118,3 @@ def _type_and_size(place: Place, grid: str, shape: tuple[int, ...]) -> tuple[int
         raise Refused(f"{place.logical} is on grid {grid} but has shape {list(shape)}", "keep vectors in float")
     layout = CARRIERS[grid].layout
     return layout.ggml_type, prod(shape) // layout.weights * layout.block.itemsize
-
-
-def _in_file_form(tensor: Tensor, place: Place) -> NDArray[Any]:
-    tensor = place.to_file(tensor)
-    return pack(tensor) if isinstance(tensor, QTensor) else tensor.astype("<f4", copy=False)
-
-
-def _write(file: BinaryIO, values: NDArray[Any], info: TensorInfo) -> None:
-    raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-    if raw.nbytes != info.size:
-        raise Refused(
-            f"{info.name} takes {raw.nbytes} bytes, {info.size} by its model's manifest", "make the model folder again"
-        )
-    file.write(raw.data)
-    file.write(bytes(padded(raw.nbytes) - raw.nbytes))

@@ -59,6 +59,16 @@ class Place:
         """The same with a prefix before either name."""
         return replace(self, logical=logical + self.logical, stored=stored + self.stored)
 
+    @property
+    def unit(self) -> int:
+        """Rows that stay together: those of a head where they are interleaved."""
+        return self.shape[0] // self.interleaved_heads if self.interleaved_heads else 1
+
+    def some(self, count: int) -> "Place":
+        """The same for ``count`` rows from a multiple of `unit` on, which have the same place in the file."""
+        heads = count // self.unit if self.interleaved_heads else 0
+        return replace(self, shape=(count, *self.shape[1:]), interleaved_heads=heads)
+
     def to_file(self, tensor: Tensor) -> Tensor:
         """The logical tensor as the file holds it; Refused where its values could not be told from the file's."""
         moved = permuted(tensor, Stored(tensor, self.stored, self.rows).in_file_order)

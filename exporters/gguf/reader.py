@@ -65,10 +65,13 @@ class Contents:
 
     def raw(self, info: TensorInfo) -> NDArray[np.uint8]:
         """A tensor's bytes; refuses padding after it that is not zero."""
-        data = self.seen.read(self.start + info.offset, info.size + self.padding(info))
-        if data[info.size :].any():
+        self.check_padding(info)
+        return self.seen.read(self.start + info.offset, info.size)
+
+    def check_padding(self, info: TensorInfo) -> None:
+        """Refuse padding after a tensor that is not zero."""
+        if self.seen.read(self.start + info.offset + info.size, self.padding(info)).any():
             raise Refused(f"{self.path}: {info.name} is followed by padding that is not zero", DAMAGED)
-        return data[: info.size]
 
     def header(self) -> bytes:
         """The bytes before the data."""

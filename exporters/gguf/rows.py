@@ -1,7 +1,7 @@
-"""The tensors of a GGUF file by runs of logical rows: where they lie, what they are, and their bytes after a change."""
+"""A tensor in a GGUF file by rows: where some of them lie, what they are, and their bytes after a change."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -11,45 +11,93 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
-from edgeqaf.parts import Parts
-from exporters.gguf.artifact import StoredTensors, read_rows
-from exporters.gguf.blocks import pack_parts
+from edgeqaf.parts import Parts, check, join
+from exporters.gguf.blocks import pack_parts, unpack_parts
 from exporters.gguf.container import TensorInfo
+from exporters.gguf.floats import widen
 from exporters.gguf.layouts import LAYOUTS
+from exporters.gguf.numbers import AGAIN
 from exporters.gguf.places import Place
+from exporters.gguf.reader import Contents
 
+Bytes = NDArray[np.uint8]
 Edit = tuple[int, bytes | memoryview]  # offset in the file, new bytes
 
 
 @dataclass(frozen=True)
-class Rows:
+class InFile:
+    """One tensor of a file. grid: None for floats."""
+
+    contents: Contents
+    info: TensorInfo
+    place: Place
+    grid: Grid | None
+
+    @property
+    def name(self) -> str:
+        """How errors call it."""
+        return f"{self.contents.path}: {self.info.name}"
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Logical rows [start, stop), checked; of a vector, those elements. With the last, what pads the tensor is."""
+        if stop == self.info.shape[0]:
+            self.contents.check_padding(self.info)
+        span = self.span(start, stop)
+        found = span.read(self.contents.seen.read(span.offset, span.size))
+        return join(self.on_grid(), found) if isinstance(found, Mapping) else found
+
+    def on_grid(self) -> Grid:
+        """The grid of a tensor that has one."""
+        assert self.grid is not None
+        return self.grid
+
+    def span(self, start: int, stop: int) -> "Span":
+        """Where logical rows [start, stop) are."""
+        each = self.info.size // self.info.shape[0]
+        places = np.arange(start, stop) if self._places is None else self._places[start:stop]
+        first, last = int(places.min()), int(places.max()) + 1
+        return Span(self, self.contents.start + self.info.offset + first * each, (last - first) * each, places - first)
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64] | None:
+        """The row of the file that holds each logical row; None where they are the same."""
+        order = self.place.rows
+        return None if order is None else np.argsort(order)
+
+    def rows_in(self, own: Bytes) -> Parts | Tensor:
+        """The rows that their own bytes hold, in logical order, by their parts if on a grid; Refused or GridError."""
+        shape = (own.size * self.info.shape[0] // self.info.size, *self.info.shape[1:])
+        if self.grid is None:
+            return self.place.unshifted(widen(own, self.info.type, shape, self.name))
+        if len(shape) != 2:
+            raise Refused(f"{self.name} is a quantized tensor of shape {list(self.info.shape)}", AGAIN)
+        return check(self.grid, unpack_parts(own, self.grid, (shape[0], shape[1])), self.name)
+
+
+@dataclass(frozen=True)
+class Span:
     """Some logical rows in the file: within the ``size`` bytes from ``offset`` on.
 
     within: which rows of those bytes they are, in logical order; rows of a head are interleaved in some files.
     """
 
+    tensor: InFile
     offset: int
     size: int
     within: NDArray[np.int64]
-    _info: TensorInfo
-    _place: Place
-    _grid: Grid | None
 
-    def read(self, raw: bytes) -> Parts | Tensor:
+    def read(self, raw: bytes | Bytes) -> Parts | Tensor:
         """The rows, those on a grid by their parts; raises Refused or GridError where the bytes hold none."""
-        own = self._own(raw)
-        info = replace(self._info, shape=(len(own), *self._info.shape[1:]))
-        found = read_rows(own.reshape(-1), info, self._grid, info.name)
-        return self._place.unshifted(found) if isinstance(found, np.ndarray) else found
+        return self.tensor.rows_in(self._own(raw).reshape(-1))
 
     def edits(self, raw: bytes, rows: Parts) -> list[Edit]:
         """(offset, bytes) of what replaces the rows by others, and touches nothing else.
 
         Raises Refused where the file writes its integers in other bytes than it will get back.
         """
-        if not LAYOUTS[self._info.type].bijective and (self._packed(self._parts(raw)) != self._own(raw)).any():
+        if not LAYOUTS[self.tensor.info.type].bijective and (self._packed(self._parts(raw)) != self._own(raw)).any():
             raise Refused(
-                f"{self._place.stored} writes its integers in bytes that no exporter makes", "import and export it once"
+                f"{self.tensor.name} writes its integers in bytes that no exporter makes", "import and export it once"
             )
         new = self._packed(rows)
         if self._straight:
@@ -59,45 +107,22 @@ class Rows:
         cuts = [0, *(np.flatnonzero(np.diff(places) != 1) + 1).tolist(), len(order)]
         return [(self.offset + int(places[a]) * new.shape[1], new[a:b].data.cast("B")) for a, b in pairwise(cuts)]
 
-    def _packed(self, rows: Parts) -> NDArray[np.uint8]:
+    def _packed(self, rows: Parts) -> Bytes:
         """uint8 [rows, bytes of a row]."""
-        assert self._grid is not None
-        return pack_parts(self._grid, rows).view(np.uint8)
+        return pack_parts(self.tensor.on_grid(), rows).view(np.uint8)
+
+    def _own(self, raw: bytes | Bytes) -> Bytes:
+        """The rows' own bytes, in logical order: uint8 [rows, bytes of a row]."""
+        info = self.tensor.info
+        own: Bytes = np.frombuffer(raw, np.uint8).reshape(-1, info.size // info.shape[0])
+        return own if self._straight else own[self.within]
+
+    def _parts(self, raw: bytes) -> Parts:
+        rows = self.read(raw)
+        assert isinstance(rows, Mapping)
+        return rows
 
     @cached_property
     def _straight(self) -> bool:
         """Whether the rows follow each other in the file as they do in the tensor."""
         return np.array_equal(self.within, np.arange(len(self.within)))
-
-    def _own(self, raw: bytes) -> NDArray[np.uint8]:
-        """The rows' own bytes, in logical order: uint8 [rows, bytes of a row]."""
-        own: NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, self._info.size // self._info.shape[0])
-        return own if self._straight else own[self.within]
-
-    def _parts(self, raw: bytes) -> Parts:
-        found = self.read(raw)
-        assert isinstance(found, Mapping)
-        return found
-
-
-class StoredRows:
-    """The tensors of a file by runs of rows; see `edgeqaf.patch.target.Editable`."""
-
-    def __init__(self, stored: StoredTensors) -> None:
-        self._stored = stored
-
-    def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-        """Logical name -> (grid, or "float32", and shape)."""
-        return self._stored.outline()
-
-    def rows(self, name: str, start: int, stop: int) -> Rows:
-        """Logical rows [start, stop) of a tensor; of a vector, its elements."""
-        place = self._stored.places[name]
-        contents = self._stored.contents
-        info = contents.tensors[place.stored]
-        each = info.size // info.shape[0]
-        order = place.rows
-        places = np.arange(start, stop) if order is None else np.argsort(order)[start:stop]
-        first, last = int(places.min()), int(places.max()) + 1
-        offset = contents.start + info.offset + first * each
-        return Rows(offset, (last - first) * each, places - first, info, place, self._stored.grid(name))

@@ -1,0 +1,104 @@
+"""Tensors by runs of rows: a pass over a model holds a piece that a cache holds, whatever the size of a tensor.
+
+That bounds memory, and it is faster than whole tensors: memory that is new for every tensor costs more than what
+is done with it.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
+from math import prod
+from typing import Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from edgeqaf import plugins
+from edgeqaf.console import progress
+from edgeqaf.digest import FLOAT32, Tensor, TensorDigest
+from edgeqaf.qtensor import QTensor, Supers
+
+Made = TypeVar("Made")
+RUN = 2**21  # weights of a run
+Outline = Mapping[str, tuple[str, tuple[int, ...]]]  # `edgeqaf.checkpoint.QModel.outline`
+Rows = Callable[[int, int], Tensor]  # (start, stop) -> those rows of a tensor; of a vector, those elements
+
+
+@runtime_checkable
+class ByRows(Protocol):
+    """Tensors that can be had by rows."""
+
+    def rows(self, name: str) -> Rows:
+        """The tensor ``name``, to be read by rows."""
+
+
+def rows_of(tensors: Mapping[str, Tensor], name: str) -> Rows:
+    """One of some tensors by rows; where they cannot be had so, it is read as a whole, now."""
+    return tensors.rows(name) if isinstance(tensors, ByRows) else partial(part, tensors[name])
+
+
+def part(tensor: Tensor, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of a tensor in memory, without a copy; a number has one."""
+    rows = slice(start, stop)
+    if not isinstance(tensor, QTensor):
+        return np.atleast_1d(tensor)[rows]
+    zero, supers = tensor.zero, tensor.supers
+    if supers is not None:
+        kept = (supers.d, supers.scales, supers.dmin, supers.mins)
+        supers = Supers(*(None if values is None else values[rows] for values in kept))
+    return replace(
+        tensor, codes=tensor.codes[rows], scale=tensor.scale[rows], zero=None if zero is None else zero[rows],
+        supers=supers,
+    )  # fmt: skip
+
+
+def cuts(shape: tuple[int, ...], unit: int = 1) -> Iterator[tuple[int, int]]:
+    """[start, stop) of the rows of each run of a tensor, by multiples of ``unit`` rows; of the elements of a vector."""
+    shape = shape or (1,)
+    each = max(1, RUN // max(prod(shape[1:]), 1) // unit) * unit
+    return ((start, min(start + each, shape[0])) for start in range(0, shape[0], each))
+
+
+def ahead(make: Callable[[int, int], Made], runs: Iterable[tuple[int, int]]) -> Iterator[Made]:
+    """``make(start, stop)`` of every run, in order; other threads make the next ones while the caller takes one."""
+    remaining = iter(runs)
+    first = list(islice(remaining, 2))
+    if len(first) < 2:
+        yield from (make(*run) for run in first)
+        return
+    with ThreadPoolExecutor(threads()) as pool:
+        waiting = deque(pool.submit(make, *run) for run in chain(first, islice(remaining, threads() - 1)))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(make, *run) for run in islice(remaining, 1))
+            yield made
+
+
+def digests(rows: Callable[[str], Rows], outline: Outline, title: str = "check") -> Iterator[tuple[str, str]]:
+    """(name, digest) of every tensor, sorted, as many at a time as there are processors. rows: the tensor of a name."""
+    names = sorted(outline)
+    sizes = {name: prod(shape) * (4 if grid == FLOAT32 else 1) for name, (grid, shape) in outline.items()}
+    done = 0
+
+    def digest(name: str) -> str:
+        grid, shape = outline[name]
+        kind = None if grid == FLOAT32 else plugins.find("grids", grid)
+        found, read = TensorDigest(name, shape, kind), rows(name)
+        for start, stop in cuts(shape):
+            found.update(read(start, stop))
+        return found.hex()
+
+    with ThreadPoolExecutor(threads()) as pool, progress(title, sum(sizes.values()), "B") as advance:
+        for name, found in zip(names, pool.map(digest, names), strict=True):
+            done += sizes[name]
+            advance(done, name)
+            yield name, found
+
+
+def threads() -> int:
+    """How many threads to read and hash with: the processors that this process may use, eight at most."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 8)
