@@ -1,6 +1,7 @@
 """The difference of two models, tensor by tensor, in stored integers."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,7 +15,7 @@ from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import FLOAT32, Tensor
 from edgeqaf.parts import CODES, Parts, split
 from edgeqaf.qtensor import QTensor
-from edgeqaf.runs import cuts, rows_of
+from edgeqaf.runs import cuts, rows_of, threads
 
 Kind = tuple[str, tuple[int, ...]]  # grid, or "float32", and shape
 
@@ -38,16 +39,20 @@ def opened(path: Path) -> QModel:
 
 
 def differences(a: QModel, b: QModel) -> Iterator[tuple[str, Change | None]]:
-    """Every tensor's name, and how it differs; some rows of a pair of tensors are in memory at a time."""
+    """Every tensor's name, and how it differs; rows of as many pairs are in memory as there are processors."""
     first, second = a.outline(), b.outline()
-    for name in sorted(first.keys() | second.keys()):
-        change = unlike(name, first.get(name), second.get(name))
-        if change is None:
-            kind = first[name]
-            rows = rows_of(a.tensors, name), rows_of(b.tensors, name)
-            each = [moved(*(parts_of(read(*run)) for read in rows)) for run in cuts(kind[1])]
-            change = change_of(name, kind, sum(codes for codes, _ in each), sum(others for _, others in each))
-        yield name, change
+    names = sorted(first.keys() | second.keys())
+
+    def compared(name: str) -> Change | None:
+        change, kind = unlike(name, first.get(name), second.get(name)), first.get(name)
+        if change is not None or kind is None:
+            return change
+        rows = rows_of(a.tensors, name), rows_of(b.tensors, name)
+        each = [moved(*(parts_of(read(*run)) for read in rows)) for run in cuts(kind[1])]
+        return change_of(name, kind, sum(codes for codes, _ in each), sum(others for _, others in each))
+
+    with ThreadPoolExecutor(threads()) as pool:
+        yield from zip(names, pool.map(compared, names), strict=True)
 
 
 def unlike(name: str, x: Kind | None, y: Kind | None) -> Change | None:

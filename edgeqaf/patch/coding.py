@@ -52,9 +52,9 @@ def encode(before: Bytes, after: Bytes, counts: NDArray[np.int64] | None = None)
         return bytes([DENSE]) + _deflated(different)
     kind = FAR if WIDE * places.size < different.size else NEAR
     zeros = np.diff(places, prepend=-1) - 1
-    units = zeros >> 8 if kind == FAR else zeros
-    gaps = np.full(int((units // LONG).sum()) + places.size, LONG, np.uint8)
-    gaps[np.cumsum(units // LONG + 1) - 1] = units % LONG
+    whole, rest = np.divmod(zeros >> 8 if kind == FAR else zeros, LONG)
+    gaps = np.full(int(whole.sum()) + places.size, LONG, np.uint8)
+    gaps[np.cumsum(whole + 1) - 1] = rest
     low = _deflated(zeros.astype(np.uint8), plain=True) if kind == FAR else b""
     return bytes([kind]) + _deflated(gaps, plain=True) + _deflated(moves) + low
 
@@ -113,7 +113,7 @@ def _deflated(numbers: Bytes, *, plain: bool = False) -> bytes:
         index = np.zeros(256, np.uint8)
         index[found] = np.arange(found.size)
         digit = np.pad(index[numbers], (0, -numbers.size % digits)).reshape(-1, digits)
-        data = (digit * table.size ** np.arange(digits)).sum(1).astype(np.uint8)
+        data = sum((digit[:, i] * np.uint8(table.size**i) for i in range(1, digits)), digit[:, 0])
     compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9, zlib.Z_HUFFMAN_ONLY)
     return bytes([table.size]) + table.tobytes() + compressor.compress(data.data) + compressor.flush()
 

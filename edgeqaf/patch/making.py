@@ -1,4 +1,4 @@
-"""Making a patch of two models: some rows of a pair of tensors are in memory at a time, and two pairs are at work."""
+"""Making a patch of two models: by runs of rows, as many pairs of tensors at a time as there are processors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,12 +19,11 @@ from edgeqaf.digest import FLOAT32, TensorDigest, merkle_root
 from edgeqaf.errors import Refused
 from edgeqaf.patch.coding import Bytes, encode
 from edgeqaf.patch.file import FORMAT, MANIFEST, flat, runs
-from edgeqaf.runs import Rows, rows_of
+from edgeqaf.runs import Rows, rows_of, threads
 from edgeqaf.staging import staged
 from edgeqaf.tensorfile import ALIGNMENT, TensorWriter
 
 CARRIED = ("codes", "parameters")  # `Change.what` of what a patch holds
-THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def make(before: QModel, after: QModel, target: Path, *, force: bool = False) ->
     with (
         staged(target, force=force, needed_bytes=sum(n for (n,) in most.values()) // 8) as part,
         TensorWriter(part, most, {"format": "eqpatch"}, at_most=True) as file,
-        ThreadPoolExecutor(THREADS) as pool,
+        ThreadPoolExecutor(threads()) as pool,
         progress("patch", len(kinds)) as advance,
     ):
         entries = {}

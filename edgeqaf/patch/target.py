@@ -23,10 +23,10 @@ from edgeqaf.errors import Refused
 from edgeqaf.parts import Parts, on_grid
 from edgeqaf.patch.file import Patch, changed, runs
 from edgeqaf.patch.journal import Edit, Journal
+from edgeqaf.runs import threads
 
 STEP = 2**22  # bytes of the file that a step changes at least
 AHEAD = 2  # steps that are computed while one is written
-THREADS = 2
 
 
 class Rows(Protocol):
@@ -105,7 +105,7 @@ class Target:
     def check(self) -> State:
         """Read all of the file: what it is, with and without the patch."""
         names = sorted(self._outline, key=lambda name: prod(self._outline[name][1]), reverse=True)
-        with ThreadPoolExecutor(THREADS) as pool, progress("check", len(names)) as advance:
+        with ThreadPoolExecutor(threads()) as pool, progress("check", len(names)) as advance:
             digests: dict[str, tuple[str, str]] = {}
             for name, found in zip(names, pool.map(self._digests, names), strict=True):
                 digests[name] = found
@@ -121,7 +121,7 @@ class Target:
     def move(self, *, put: bool) -> None:
         """Put the patch in, or take it out; a kill at any time leaves work that either can go on with."""
         steps = list(self._steps(put))
-        with ThreadPoolExecutor(THREADS) as pool, progress("patch" if put else "revert", len(steps)) as advance:
+        with ThreadPoolExecutor(threads()) as pool, progress("patch" if put else "revert", len(steps)) as advance:
             started = ([pool.submit(self._edits, run, put) for run in some] for some, _ in steps)
             ahead = deque(islice(started, AHEAD))
             for done, (_, then) in enumerate(steps, 1):
