@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from samples import ALL, EVERY, ZERO_4, ZERO_8, random_tensor
 
+from edgeqaf import parts
 from edgeqaf.errors import GridError
 from edgeqaf.grid import Zero
+from edgeqaf.parts import join, split
 from edgeqaf.qtensor import check
 
 each_grid = pytest.mark.parametrize("grid", EVERY, ids=lambda grid: grid.name)
@@ -30,6 +32,25 @@ def refuse(q, message: str) -> GridError:
     with pytest.raises(GridError, match=f"^{re.escape(NAME)}.*{message}") as refused:
         check(q, NAME)
     return refused.value
+
+
+@each_grid
+def test_parts_pass_where_the_tensor_of_them_does(grid):
+    whole = split(random_tensor(grid, 0))
+    halves = np.array([0x0000, 0x8000, 0x0001, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00, 0xFC01], np.uint16)
+    for part, array in whole.items():
+        for value in halves.view(np.float16) if array.dtype == np.float16 else range(-128, 128):
+            arrays = whole | {part: put(array, value)}
+            with np.errstate(invalid="ignore"):
+                q = join(grid, arrays)
+                try:
+                    check(q, NAME)
+                except GridError as error:
+                    assert not parts.on_grid(grid, arrays)
+                    with pytest.raises(GridError, match=f"^{re.escape(str(error))}$"):
+                        parts.check(grid, arrays, NAME)
+                else:
+                    assert parts.check(grid, arrays, NAME) is arrays
 
 
 @each_grid

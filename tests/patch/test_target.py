@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_files import GGML
 
+from edgeqaf.checkpoint import QModel
 from edgeqaf.diff import opened
 from edgeqaf.errors import Refused
 from edgeqaf.patch import file, journal, making, target
@@ -121,6 +123,23 @@ def test_other_models_are_refused_and_left_alone(make):
     with Target(task.before, task.opened()) as opened_file:
         found = opened_file.check()
     assert (found.name, list(found.differing)) == ("another", ["model.layers.1.mlp.down_proj.weight"])
+
+
+def test_a_patch_that_leaves_the_grid_is_of_no_model(make, tmp_path):
+    task = make([GGML.Q4_0, GGML.Q5_0])
+    before, content = opened(task.before), task.before.read_bytes()
+    for name, (grid, _) in before.outline().items():
+        if grid == "float32":
+            continue
+        q = before.tensors[name]
+        codes = q.codes.copy()
+        codes[-1, -1] = q.grid.hi + 1  # whose digest the patch names, and which the file's blocks cannot hold
+        after = QModel({}, dict(before.tensors) | {name: replace(q, codes=codes)}, tmp_path)
+        making.make(before, after, tmp_path / name)
+        with Target(task.before, Patch(tmp_path / name)) as opened_file:
+            found = opened_file.check()
+        assert (found.name, list(found.differing)) == ("another", [name])
+    assert task.before.read_bytes() == content
 
 
 def test_two_tasks_share_a_model_one_after_the_other(make, monkeypatch):
