@@ -104,12 +104,13 @@ class Target:
 
     def check(self) -> State:
         """Read all of the file: what it is, with and without the patch."""
-        names = sorted(self._outline, key=lambda name: prod(self._outline[name][1]), reverse=True)
-        with ThreadPoolExecutor(threads()) as pool, progress("check", len(names)) as advance:
-            digests: dict[str, tuple[str, str]] = {}
-            for name, found in zip(names, pool.map(self._digests, names), strict=True):
-                digests[name] = found
-                advance(len(digests), name)
+        sizes = {name: prod(shape) for name, (_, shape) in self._outline.items()}
+        names = sorted(sizes, key=lambda name: sizes[name], reverse=True)
+        done, digests = 0, {}
+        with ThreadPoolExecutor(threads()) as pool, progress("check", sum(sizes.values()), "B") as advance:
+            for name, digests[name] in zip(names, pool.map(self._digests, names), strict=True):
+                done += sizes[name]
+                advance(done, name)
         before, after = (merkle_root({name: pair[side] for name, pair in digests.items()}) for side in (0, 1))
         wrong = [n for n, e in self._patch.tensors.items() if digests[n] != (e["before"], e["after"])]
         if wrong or (before, after) != (self._patch.before, self._patch.after):
