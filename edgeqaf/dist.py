@@ -21,9 +21,9 @@ from edgeqaf.companions import copy_companions
 from edgeqaf.console import progress
 from edgeqaf.digest import FLOAT32, file_sha256
 from edgeqaf.errors import Refused, VerificationFailed
+from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import write_json
 from edgeqaf.protocols import Artifact, Exporter
-from edgeqaf.qtensor import QTensor
 from edgeqaf.receipt import files_of, read_receipt
 from edgeqaf.serving import serving
 from edgeqaf.staging import staged
@@ -46,9 +46,14 @@ class Dist:
 
 def carriers(model: QModel) -> list[str]:
     """The formats that can carry every grid of the model."""
-    grids = {plugins.find("grids", grid) for grid, _ in model.outline().values() if grid != FLOAT32}
+    grids = grids_of(model)
     found = {name: plugins.find("exporters", name) for name in plugins.names("exporters")}
     return [name for name, exporter in found.items() if not any(exporter.refuses(grid) for grid in grids)]
+
+
+def grids_of(model: QModel) -> list[Grid]:
+    """The grids that its tensors are on, sorted by name."""
+    return [plugins.find("grids", name) for name in sorted({grid for grid, _ in model.outline().values()} - {FLOAT32})]
 
 
 def plan(model: QModel, formats: Sequence[str]) -> dict[str, int]:
@@ -56,7 +61,7 @@ def plan(model: QModel, formats: Sequence[str]) -> dict[str, int]:
     sizes = {}
     for name in formats:
         exporter: Exporter = plugins.find("exporters", name)
-        for grid in {q.grid for _, q in model.quantized()}:
+        for grid in grids_of(model):
             reason = exporter.refuses(grid)
             if reason:
                 raise Refused(
@@ -162,8 +167,4 @@ def _receipt(model: QModel, formats: Sequence[str], part: Path) -> dict[str, Any
 
 def tensors_kept_float(model: QModel) -> list[str]:
     """Names of matrices that stayed float32, which every report lists."""
-    return [
-        n
-        for n in sorted(model.tensors)
-        if not isinstance(model.tensors[n], QTensor) and len(model.tensors[n].shape) > 1
-    ]
+    return [name for name, (grid, shape) in sorted(model.outline().items()) if grid == FLOAT32 and len(shape) > 1]

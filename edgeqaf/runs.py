@@ -23,6 +23,9 @@ from edgeqaf.qtensor import QTensor, Supers
 
 Made = TypeVar("Made")
 RUN = 2**21  # weights of a run
+# glibc gives memory back to the system, to be zeroed again, from 128 KB on, until it has seen a larger piece
+# freed (mallopt(3), M_MMAP_THRESHOLD); numpy is six times as fast on runs whose memory stays with the process.
+np.empty(2**25 - 2**13, np.uint8)
 Outline = Mapping[str, tuple[str, tuple[int, ...]]]  # `edgeqaf.checkpoint.QModel.outline`
 Rows = Callable[[int, int], Tensor]  # (start, stop) -> those rows of a tensor; of a vector, those elements
 

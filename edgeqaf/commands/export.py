@@ -34,10 +34,10 @@ def command(
         raise UsageError(f"--tokenizer-from is for GGUF, and --format is {format}", "drop one of the two")
     sizes = dist.plan(folder, formats)
     if dry_run:
-        grids = {q.grid.name: q.grid for _, q in folder.quantized()}
+        grids = dist.grids_of(folder)
         rows = []
         for name, size in sizes.items():
-            carriers = [f"{grid} in {plugins.find('exporters', name).stored_as(grids[grid])}" for grid in sorted(grids)]
+            carriers = [f"{grid.name} in {plugins.find('exporters', name).stored_as(grid)}" for grid in grids]
             rows.append((name, f"{size / 1e6:.1f}", ", ".join(carriers)))
         table("Plan", ("format", "MB", "stored as"), rows)
         if json:

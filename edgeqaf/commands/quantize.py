@@ -94,15 +94,18 @@ def _require_none(model: Path, options: Mapping[str, object]) -> None:
 
 def _import(model: Path, output: Path, tokenizer: Path | None, *, force: bool, dry_run: bool, json: bool) -> None:
     from edgeqaf import imported
-    from edgeqaf.console import emit, table
+    from edgeqaf.console import emit, say, table
+    from edgeqaf.weightsfile import stored_bytes
 
     if dry_run:
         planned = imported.plan(model, tokenizer)
+        size = stored_bytes(planned)
         table(
             "Plan", ("tensor", "shape", "stored as"), ((n, " x ".join(map(str, s)), g) for n, (g, s) in planned.items())
         )
+        say(f"{size / 1e6:.1f} MB to write")
         if json:
-            emit({"tensors": {name: grid for name, (grid, _) in planned.items()}})
+            emit({"bytes": size, "tensors": {name: grid for name, (grid, _) in planned.items()}})
         return
     claim(output, "base", force)
     _report(imported.import_base(model, output, tokenizer, force=force), output, json)

@@ -19,6 +19,8 @@ from edgeqaf.imported import import_base
 from edgeqaf.parts import split
 from edgeqaf.qtensor import QTensor
 from edgeqaf.runs import ahead, cuts, digests, part, rows_of, threads
+from edgeqaf.tensorfile import TensorFile
+from edgeqaf.weightsfile import stored_bytes
 from exporters.gguf import exporter
 from exporters.gguf.artifact import StoredTensors
 
@@ -167,3 +169,13 @@ def test_a_manifest_of_another_shape_than_the_arrays_is_refused(file, tmp_path):
         (tmp_path / "base" / "edgeqaf.json").write_text(json.dumps(manifest))
         with pytest.raises(Refused, match=f"{name}(.codes)? (has|does not match)"):
             checkpoint.verify(checkpoint.load(tmp_path / "base"))
+
+
+def test_the_bytes_that_are_planned_are_those_written_but_for_floats_that_need_fewer(file, tmp_path):
+    base = import_base(file, tmp_path / "base")
+    written = TensorFile(tmp_path / "base" / checkpoint.WEIGHTS)
+    each = {
+        key: written[key].nbytes * (1 if "." in key.split(".weight")[-1] else 4 // written[key].itemsize)
+        for key in written
+    }
+    assert stored_bytes(base.outline()) == sum(each.values())
