@@ -42,9 +42,6 @@ SHAPES = {  # layers, hidden, inner, heads, kv heads, vocabulary
 }
 
 
-MOVED = 0.05  # share of the codes that the run has moved, up or down
-
-
 class Random(Mapping[str, Tensor]):
     """Tensors of a config, made when they are asked for: linears and embedding of random codes, norms of ones."""
 
@@ -97,6 +94,10 @@ def make(folder: Path, shape: str, grid: str) -> None:
 
 def tune(base: Path, run: Path) -> None:
     """A run folder as `edgeqaf.finetune` leaves one, as far as merge reads it; one tensor in memory at a time."""
+    from edgeqaf.packed import lanes, packed
+    from edgeqaf.resume import ADAPTER
+    from edgeqaf.run import SETTINGS
+
     model = checkpoint.load(base)
     layers = sorted(n for n in model.outline() if is_linear(model.config["model_type"], n))
     shapes = {n.removesuffix("weight") + "adapter.": model.outline()[n][1] for n in layers}
@@ -111,8 +112,8 @@ def tune(base: Path, run: Path) -> None:
         for name, path in zip(layers, shapes, strict=True):
             q = model.tensors[name]
             assert isinstance(q, QTensor)
-            where = np.random.default_rng(len(folded)).random(q.shape, np.float32)
-            step = (where < MOVED / 2).astype(np.int8) - (where > 1 - MOVED / 2).astype(np.int8)
+            drawn = np.random.default_rng(len(folded)).integers(0, 40, q.shape, np.int8)
+            step = (drawn == 0).view(np.int8) - (drawn == 1).view(np.int8)
             moved = q.replace(codes=(q.codes + step).clip(q.grid.lo, q.grid.hi))
             folded[name] = tensor_digest(name, moved)
             file.add(f"{path}codes", packed(moved).codes.numpy())
@@ -135,6 +136,8 @@ def step(what: str, folder: Path, shape: str, grid: str) -> dict[str, float]:
     elif what == "tune":
         tune(folder / "base", folder / "run")
     elif what == "merge":
+        from edgeqaf.merge import merge
+
         merge(folder / "run", folder / "merged")
     else:
         exporter.export(checkpoint.load(folder / "base"), folder / "again.gguf")

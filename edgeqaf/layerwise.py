@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeqaf import digest
+from edgeqaf.memory import give_back
 from edgeqaf.modeling import head_of, put, require_plausible, require_whole, skeleton
 from edgeqaf.nn import QLinear
 from edgeqaf.source import EMBEDDING, HEAD
@@ -47,6 +48,7 @@ class Walk:
         for name in self._names[None]:
             if name not in (EMBEDDING, HEAD):
                 put(self.model, name, tensors[name])
+        give_back()
         met: list[tuple[Tensor, dict[str, Any]]] = []
         decoder.layers = nn.ModuleList(_Noted(met) for _ in self._layers)
         put(self.model, EMBEDDING, tensors[EMBEDDING])
@@ -90,6 +92,7 @@ class Walk:
         for i, hidden in enumerate(self.outputs(index)):
             self.hidden[i] = hidden
         self._layers[index] = self.model.model.layers[index] = nn.Identity()
+        give_back()
 
     @torch.no_grad()
     def logits(self) -> Iterator[Tensor]:

@@ -23,8 +23,10 @@ from edgeqaf.checkpoint import QModel
 from edgeqaf.console import progress
 from edgeqaf.digest import Tensor, tensor_digest
 from edgeqaf.errors import Refused, VerificationFailed
+from edgeqaf.memory import give_back
 from edgeqaf.movement import Movement, layer_movements, total
 from edgeqaf.nn import QLinear, qlinears, to_numpy
+from edgeqaf.packed import Packed, weights
 from edgeqaf.qtensor import QTensor, check, decode
 from edgeqaf.report import compare_bits, first_difference
 from edgeqaf.run import Run, open_run
@@ -51,6 +53,7 @@ def merge(run: Path, out: Path, *, base: Path | None = None, force: bool = False
         with progress("logits after", layers) as advance:
             after = witness.record(tokens, witness.layerwise(config, written, tokens, advance=advance))
         _require_equal_logits(before, after)
+        give_back()
         return {"witness": before, "layers": {name: asdict(m) for name, m in folded.movements.items()}}
 
     merged = checkpoint.save(
@@ -110,15 +113,25 @@ def _fold(name: str, layer: QLinear, digest: str | None) -> QTensor:
             f"{name}: folding the adapter gives other integers than training ended with",
             "the adapter file does not belong to this run, or this machine computes differently; train again here",
         )
-    expected: Any = layer.weight.numpy()
-    found = decode(folded)
-    different = compare_bits(expected, found) | (np.signbit(expected) != np.signbit(found))
-    if different.any():
+    _require_equal_weights(name, layer.now, folded)
+    return folded
+
+
+def _require_equal_weights(name: str, now: Packed, folded: QTensor) -> None:
+    """Hold the weights of the forward pass against those that the stored integers mean, a tile of rows at a time."""
+    count, first = 0, None
+    for rows in now.tiles():
+        expected: Any = weights(now, rows, torch.float32).numpy()
+        zero = None if folded.zero is None else folded.zero[rows]
+        found = decode(QTensor(folded.grid, folded.codes[rows], folded.scale[rows], zero))
+        different = compare_bits(expected, found) | (np.signbit(expected) != np.signbit(found))
+        count += int(different.sum())
+        first = first or first_difference(f"{name}, rows from {rows.start}", expected, found, different)
+    if count:
         raise VerificationFailed(
-            f"{int(different.sum())} weights differ; {first_difference(name, expected, found, different)}",
+            f"{count} weights differ; {first}",
             "this is a defect in edgeqaf; please report it with the run folder",
         )
-    return folded
 
 
 def _require_equal_logits(before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ integer as it was. So a run in which less than `INERT` of the codes (or zeros, o
 not a result: inert runs measure 0.02 to 0.14 %, the least-moving useful one 4.8 % (docs/log.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from edgeqaf.qtensor import QTensor
 
 if TYPE_CHECKING:  # counting movements in a manifest needs no torch
     from torch import nn
+
+    from edgeqaf.packed import Packed
 
 INERT = 0.005  # share of codes, zeros or scales below which a run changed nothing
 EARLY = 0.25  # share of the steps from which so little is worth a word
@@ -76,12 +78,18 @@ def layer_movements(model: "nn.Module") -> dict[str, Movement]:
     from edgeqaf.nn import qlinears
 
     with torch.no_grad():
-        return {name: movement(_wide(layer.q), layer.folded()) for name, layer in qlinears(model).items()}
+        return {name: total(_of_tiles(layer.base, layer.now)) for name, layer in qlinears(model).items()}
 
 
-def total(movements: Mapping[str, Movement]) -> Movement:
+def _of_tiles(base: "Packed", now: "Packed") -> Iterator[Movement]:
+    """Movements of runs of rows, whose passes stay in a cache."""
+    for rows in base.tiles():
+        yield movement(_wide(base.rows(rows)), now.rows(rows))
+
+
+def total(movements: Mapping[str, Movement] | Iterable[Movement]) -> Movement:
     """The sum over all layers."""
-    return sum(movements.values(), Movement())
+    return sum(movements.values() if isinstance(movements, Mapping) else movements, Movement())
 
 
 def early_hint(moved: Movement, done: float) -> str | None:
