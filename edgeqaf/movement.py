@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgeqaf.errors import VerificationFailed
 from edgeqaf.qtensor import QTensor
 
@@ -56,19 +58,24 @@ def movement(before: QTensor, after: QTensor) -> Movement:
     steps = abs(after.codes - before.codes)
 
     def ends(q: QTensor) -> int:
-        return int(((q.codes == q.grid.lo) | (q.codes == q.grid.hi)).sum())
+        return _count((q.codes == q.grid.lo) | (q.codes == q.grid.hi))
 
     return Movement(
         weights=before.size,
-        moved=int((steps > 0).sum()),
-        moved_far=int((steps > 1).sum()),
+        moved=_count(steps > 0),
+        moved_far=_count(steps > 1),
         saturated=ends(after),
         saturated_before=ends(before),
         zeros=0 if before.zero is None else before.zero.shape[0] * before.zero.shape[1],
-        zeros_moved=0 if before.zero is None else int((after.zero != before.zero).sum()),
+        zeros_moved=0 if before.zero is None else _count(after.zero != before.zero),
         scales=before.scale.shape[0] * before.scale.shape[1],
-        scales_moved=int((after.scale != before.scale).sum()),
+        scales_moved=_count(after.scale != before.scale),
     )
+
+
+def _count(where: Any) -> int:
+    """How often a torch or numpy array is true."""
+    return int(np.count_nonzero(where) if isinstance(where, np.ndarray) else where.count_nonzero())
 
 
 def layer_movements(model: "nn.Module") -> dict[str, Movement]:
