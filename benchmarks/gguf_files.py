@@ -1,4 +1,6 @@
-"""A GGUF file in and out: how fast, in how much memory; on a Llama of random codes in the shape of a real one.
+"""A GGUF file in and out, and a merge between: how fast, in how much memory; on a Llama of random codes.
+
+The shape is a real one's. What is merged is a run of the method ``codes`` in which 5 % of the codes moved by one.
 
     python benchmarks/gguf_files.py --shape 1b --grid q4_0
     python benchmarks/gguf_files.py --shape 8b --grid q4_k     # 4.5 GB of file, 13 GB of disk in all, minutes
@@ -22,11 +24,14 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgeqaf import checkpoint, plugins
-from edgeqaf.checkpoint import QModel
-from edgeqaf.digest import Tensor
+from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
+from edgeqaf.digest import Tensor, tensor_digest
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.imported import import_base
+from edgeqaf.jsonfile import write_json
 from edgeqaf.qtensor import QTensor, Supers
+from edgeqaf.source import is_linear
+from edgeqaf.tensorfile import TensorWriter
 from exporters.gguf import exporter, families
 
 SHAPES = {  # layers, hidden, inner, heads, kv heads, vocabulary
@@ -87,6 +92,40 @@ def make(folder: Path, shape: str, grid: str) -> None:
     exporter.export(QModel(config, Random(config, plugins.find("grids", grid)), folder), folder / "model.gguf")
 
 
+def tune(base: Path, run: Path) -> None:
+    """A run folder as `edgeqaf.finetune` leaves one, as far as merge reads it; one tensor in memory at a time."""
+    from edgeqaf.packed import lanes, packed
+    from edgeqaf.resume import ADAPTER
+    from edgeqaf.run import SETTINGS
+
+    model = checkpoint.load(base)
+    layers = sorted(n for n in model.outline() if is_linear(model.config["model_type"], n))
+    shapes = {n.removesuffix("weight") + "adapter.": model.outline()[n][1] for n in layers}
+    stored: dict[str, tuple[int, ...]] = {}
+    for path, (out, inputs) in shapes.items():
+        each = lanes(plugins.find("grids", model.outline()[f"{path.removesuffix('adapter.')}weight"][0]))
+        stored |= {f"{path}codes": (out, inputs // each), f"{path}remainder": (out, inputs), f"{path}updates": ()}
+        stored |= {f"{path}v_row": (out,), f"{path}v_col": (inputs,)}
+    run.mkdir()
+    folded: dict[str, str] = {}
+    with TensorWriter(run / ADAPTER, stored, {"format": "pt"}) as file:
+        for name, path in zip(layers, shapes, strict=True):
+            q = model.tensors[name]
+            assert isinstance(q, QTensor)
+            drawn = np.random.default_rng(len(folded)).integers(0, 40, q.shape, np.int8)
+            step = (drawn == 0).view(np.int8) - (drawn == 1).view(np.int8)
+            moved = q.replace(codes=(q.codes + step).clip(q.grid.lo, q.grid.hi))
+            folded[name] = tensor_digest(name, moved)
+            file.add(f"{path}codes", packed(moved).codes.numpy())
+            file.add(f"{path}remainder", np.zeros(q.shape, np.int8))
+            file.add(f"{path}v_row", np.zeros(q.shape[0], np.float32))
+            file.add(f"{path}v_col", np.zeros(q.shape[1], np.float32))
+            file.add(f"{path}updates", np.array(1))
+    write_json(run / SETTINGS, {"base": f"../{base.name}"})
+    manifest = {"format": FORMAT, "kind": "run", "parent": model.root, "method": "codes", "options": {}, "seed": 0}
+    write_json(run / MANIFEST, {**manifest, "folded": folded})
+
+
 def step(what: str, folder: Path, shape: str, grid: str) -> dict[str, float]:
     """One step in this process; seconds and peak memory in MB."""
     started = time.perf_counter()
@@ -94,6 +133,12 @@ def step(what: str, folder: Path, shape: str, grid: str) -> dict[str, float]:
         make(folder, shape, grid)
     elif what == "import":
         import_base(folder / "model.gguf", folder / "base")
+    elif what == "tune":
+        tune(folder / "base", folder / "run")
+    elif what == "merge":
+        from edgeqaf.merge import merge
+
+        merge(folder / "run", folder / "merged")
     else:
         exporter.export(checkpoint.load(folder / "base"), folder / "again.gguf")
     seconds = time.perf_counter() - started
@@ -115,7 +160,7 @@ def main() -> None:
         line = [sys.executable, __file__, "--shape", arguments.shape, "--grid", arguments.grid, "--dir", place]
         _, hidden, inner, _, _, vocabulary = SHAPES[arguments.shape]
         limit = 3 * max(vocabulary * hidden, inner * hidden) / 2**20 + 400
-        for what in ("make", "import", "export"):
+        for what in ("make", "import", "tune", "merge", "export"):
             ran = subprocess.run([*line, "--step", what], check=True, capture_output=True, text=True)
             done = json.loads(ran.stdout.splitlines()[-1])
             size, seconds = (folder / "model.gguf").stat().st_size / 1e6, done["seconds"]

@@ -20,8 +20,9 @@ from edgeqaf.data.examples import pieces
 from edgeqaf.data.reading import read_rows
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
+from edgeqaf.layerwise import Walk
 from edgeqaf.material import context_of
-from edgeqaf.modeling import skeleton
+from edgeqaf.modeling import put
 from edgeqaf.source import EMBEDDING, FloatModel
 from edgeqaf.tokenizer import Tokenizer
 
@@ -55,80 +56,46 @@ def sequences(text: Path | str, folder: Path, count: int) -> Tensor:
 
 
 class Calibration:
-    """The hidden states before one decoder layer: float32 [1, tokens, hidden] of each sequence.
+    """A text before one decoder layer of a float model.
 
     ids: from `sequences`. The embedding is in memory while this is made; no two layers ever are.
     """
 
-    @torch.no_grad()
     def __init__(self, source: FloatModel, ids: Tensor) -> None:
-        decoder = skeleton(source.config).model
-        self._source, self._layers = source, list(decoder.layers)
-        met: list[tuple[Tensor, dict[str, Any]]] = []
-        decoder.layers, decoder.norm = nn.ModuleList(_Noted(met) for _ in self._layers), nn.Identity()
-        _put(decoder, "embed_tokens.weight", source[EMBEDDING])
-        self._hidden = []
-        for row in ids:
-            met.clear()
-            decoder(input_ids=row[None], use_cache=False)
-            self._hidden.append(met[0][0])
-        # Masks and positions, which are those of every sequence, as all have one length.
-        self._arguments = [arguments for _, arguments in met]
+        self._walk = Walk(source.config, source, [row[None] for row in ids], use_cache=False)
+        self._hidden = self._walk.hidden
 
     def __len__(self) -> int:
         """How many layers the model has."""
-        return len(self._layers)
+        return len(self._walk)
 
-    @torch.no_grad()
     def hessians(self, index: int, names: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.float64]]]:
         """X^T X, float64 [in, in], over the text, of the layer's linears ``names``: once for those that share an input.
 
         The layer takes its float weights from the source.
         """
-        layer = self._float(index)
+        self._walk.layer(index)
         seen = _Inputs()
-        linears = {name: layer.get_submodule(_within(name).removesuffix(".weight")) for name in names}
+        linears = {name: self._walk.model.get_submodule(name.removesuffix(".weight")) for name in names}
         hooks = [linear.register_forward_pre_hook(seen.of(name)) for name, linear in linears.items()]
-        for hidden in self._hidden:
-            layer(hidden, **self._arguments[index])
+        for _ in self._walk.outputs(index):
+            pass
         for hook in hooks:
             hook.remove()
         yield from seen.found()
 
-    @torch.no_grad()
     def through(self, index: int, weights: Mapping[str, Floats]) -> None:
         """Go on to the next layer, through this one with some of its ``weights`` replaced."""
-        layer = self._float(index)
+        self._walk.layer(index)
         for name, values in weights.items():
-            _put(layer, _within(name), values)
+            put(self._walk.model, name, values)
+        self._walk.through(index)
         for i, hidden in enumerate(self._hidden):
-            self._hidden[i] = layer(hidden, **self._arguments[index])
-            if not bool(self._hidden[i].isfinite().all()):
+            if not bool(hidden.isfinite().all()):
                 raise Refused(
                     f"layer {index} gives numbers that are not finite for sequence {i + 1} of the text",
                     "the checkpoint is damaged, or its activations leave float32",
                 )
-        layer.to("meta")
-
-    def _float(self, index: int) -> nn.Module:
-        """The layer, its parameters from the source where they are not in memory yet."""
-        layer: nn.Module = self._layers[index]
-        for name, parameter in list(layer.named_parameters()):
-            if parameter.is_meta:
-                _put(layer, name, self._source[f"model.layers.{index}.{name}"])
-        return layer
-
-
-class _Noted(nn.Module):
-    """In a layer's place: what it would be given, and nothing done to it."""
-
-    def __init__(self, met: list[tuple[Tensor, dict[str, Any]]]) -> None:
-        super().__init__()
-        self._met = met
-
-    def forward(self, hidden: Tensor, **arguments: Any) -> Tensor:
-        self._met.append((hidden, arguments))
-        return hidden
 
 
 class _Inputs:
@@ -159,13 +126,3 @@ class _Inputs:
         self._last = None
         for name, sharers in self._sharers.items():
             yield sharers, self._sums.pop(name).numpy()
-
-
-def _within(name: str) -> str:
-    """``self_attn.q_proj.weight`` of ``model.layers.3.self_attn.q_proj.weight``."""
-    return name.split(".", 3)[3]
-
-
-def _put(module: nn.Module, name: str, values: Floats) -> None:
-    path, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(path), leaf, nn.Parameter(torch.from_numpy(values), requires_grad=False))

@@ -12,7 +12,7 @@ How codes share bytes, and their width: `edgeqaf.packing`. There are no timestam
 paths inside: the same input gives the same bytes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,14 +101,15 @@ def save(
     kind: str,
     parent: str | None,
     options: Mapping[str, Any],
-    extra: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None,
     force: bool = False,
     title: str = "write",
 ) -> QModel:
     """Write ``model`` as the folder ``target``, re-read it, and return it as loaded from there.
 
-    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest; ``title`` is the progress bar's.
-    One tensor is in memory at a time.
+    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest, where they are not known before
+    everything is written, it is called with the tensors as they were; ``title`` is the progress bar's. One tensor is
+    in memory at a time.
     """
     outline = model.outline()
     shapes = {key: shape for name, (grid, shape) in outline.items() for key, shape in stored(name, grid, shape)}
@@ -129,6 +130,8 @@ def save(
                 entries[name] = {"grid": grid, "shape": [int(n) for n in shape], "digest": digest}
                 done += stored_bytes({name: (grid, shape)})
                 advance(done, name)
+        if callable(extra):
+            extra = extra(WeightsFile(part / WEIGHTS, part / MANIFEST, entries))
         manifest = {
             "format": FORMAT, "kind": kind, "root": merkle_root({n: e["digest"] for n, e in entries.items()}),
             "parent": parent, "tensors": entries, "tool": {"edgeqaf": __version__}, "options": dict(options),

@@ -4,14 +4,25 @@ import torch
 from torch import Tensor, nn
 
 from edgeqaf.nn import QLinear
-from edgeqaf.packed import Packed, pack
+from edgeqaf.packed import Packed, packed, weights
 from edgeqaf.qtensor import QTensor, decode
 
 
 class QHead(QLinear):
-    """A linear that no method is attached to."""
+    """A linear that no method is attached to; always multiplied tile by tile, as a vocabulary's weights are many."""
 
     tunable = False
+
+    def _few(self, x: Tensor) -> Tensor:
+        """Weights are kept for one row alone, which is generation's; the tiles, and so the bits, are the same."""
+        flat, now = x.reshape(-1, self.in_features), self.now
+        kept = self._kept(x.dtype) if len(flat) == 1 else None
+        y = x.new_empty(len(flat), self.out_features)
+        for rows in now.tiles():
+            tile = weights(now, rows, x.dtype) if kept is None else kept[rows]
+            torch.mm(flat, tile.T, out=y[:, rows])
+        y = y.view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
 class QEmbedding(nn.Module):
@@ -28,10 +39,10 @@ class QEmbedding(nn.Module):
         super().__init__()
         self.grid = q.grid
         self.num_embeddings, self.embedding_dim = q.shape
-        self.register_buffer("codes", pack(torch.from_numpy(q.codes.copy()), q.grid), persistent=False)
-        self.register_buffer("scale", torch.from_numpy(q.scale.copy()), persistent=False)
-        zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
-        self.register_buffer("zero", zero, persistent=False)
+        base = packed(q)
+        self.register_buffer("codes", base.codes, persistent=False)
+        self.register_buffer("scale", base.scale, persistent=False)
+        self.register_buffer("zero", base.zero, persistent=False)
         self.register_buffer("factor", factor, persistent=False)
 
     @property

@@ -1,6 +1,6 @@
 """From integers to a transformers model: the architecture's own code, with our linears in it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -10,10 +10,10 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from edgeqaf.digest import Tensor
-from edgeqaf.ends import place
+from edgeqaf.ends import QEmbedding, place
 from edgeqaf.errors import Refused
 from edgeqaf.qtensor import QTensor
-from edgeqaf.source import EMBEDDING, HEAD, is_linear
+from edgeqaf.source import EMBEDDING, HEAD, is_linear, is_tied
 
 
 def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -22,38 +22,56 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     config:  a Hugging Face ``config.json``.
     tensors: logical name -> QTensor or float32 array; every parameter must be there.
     """
-    _require_plausible(config, len(tensors))
+    require_plausible(config, len(tensors))
     model = skeleton(config)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tied = head_of(config, tensors) == EMBEDDING
     for name in sorted(tensors):
-        if shapes.get(name) != tuple(tensors[name].shape):
-            raise Refused(
-                f"{name} has shape {list(tensors[name].shape)}, config.json implies {list(shapes.get(name, ()))}",
-                "config.json and the tensors must belong to one model",
-            )
-        path, _, leaf = name.rpartition(".")
         tensor = tensors[name]
-        if isinstance(tensor, QTensor):
-            bias = tensors.get(f"{path}.bias")
-            linear = is_linear(config["model_type"], name)
-            place(
-                model, name, tensor, linear=linear,
-                bias=None if bias is None or isinstance(bias, QTensor) else torch.from_numpy(bias),
-            )  # fmt: skip
-            if name == EMBEDDING and HEAD not in tensors:  # the head reads the same integers
-                place(model, HEAD, tensor, linear=False)
-        else:
-            value = nn.Parameter(torch.from_numpy(tensor.copy()), requires_grad=False)
-            setattr(model.get_submodule(path), leaf, value)
-    if not isinstance(tensors.get(EMBEDDING), QTensor):
+        put(model, name, tensor if isinstance(tensor, QTensor) else tensor.copy())
+        if name == EMBEDDING and tied and isinstance(tensor, QTensor):
+            put(model, HEAD, tensor)
+    if not isinstance(model.get_input_embeddings(), QEmbedding):
         model.tie_weights()
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    require_whole(model, config, tensors)
+    built: nn.Module = model
+    return built
+
+
+def put(model: Any, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of the parameter ``name`` of a `skeleton`; a float array is taken as it is, not copied.
+
+    A bias comes before its weight, as names are sorted. Raises Refused for a name or shape that the model has not.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        room = tuple(model.get_parameter(name).shape)
+    except AttributeError:
+        room = ()
+    if room != tuple(tensor.shape):
+        raise Refused(
+            f"{name} has shape {list(tensor.shape)}, config.json implies {list(room)}",
+            "config.json and the tensors must belong to one model",
+        )
+    if isinstance(tensor, QTensor):
+        bias = getattr(model.get_submodule(path), "bias", None)
+        place(model, name, tensor, linear=is_linear(model.config.model_type, name), bias=bias)
+    else:
+        setattr(model.get_submodule(path), leaf, nn.Parameter(torch.from_numpy(tensor), requires_grad=False))
+
+
+def head_of(config: Mapping[str, Any], names: Collection[str]) -> str:
+    """Which of a model's tensors the head reads: its own, or the embedding."""
+    return EMBEDDING if is_tied(config) and HEAD not in set(names) else HEAD
+
+
+def require_whole(model: nn.Module, config: Mapping[str, Any], names: Collection[str]) -> None:
+    """Refuse tensors that leave a parameter of the model without a value."""
+    here = {*names, *([HEAD] if head_of(config, names) == EMBEDDING else [])}
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta and name not in here]
     if missing:
         raise Refused(
             f"no tensor {', '.join(missing[:3])} for this {config['model_type']} model", "the folder is incomplete"
         )
-    built: nn.Module = model
-    return built
 
 
 def skeleton(config: Mapping[str, Any], attention: str | None = None) -> Any:
@@ -76,7 +94,7 @@ def skeleton(config: Mapping[str, Any], attention: str | None = None) -> Any:
     return model.eval()
 
 
-def _require_plausible(config: Mapping[str, Any], tensors: int) -> None:
+def require_plausible(config: Mapping[str, Any], tensors: int) -> None:
     """A layer count beyond the number of tensors would take forever to build."""
     layers = config.get("num_hidden_layers")
     if not isinstance(layers, int) or not 0 < layers <= tensors:

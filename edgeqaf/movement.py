@@ -5,15 +5,19 @@ integer as it was. So a run in which less than `INERT` of the codes (or zeros, o
 not a result: inert runs measure 0.02 to 0.14 %, the least-moving useful one 4.8 % (docs/log.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgeqaf.errors import VerificationFailed
 from edgeqaf.qtensor import QTensor
 
 if TYPE_CHECKING:  # counting movements in a manifest needs no torch
     from torch import nn
+
+    from edgeqaf.packed import Packed
 
 INERT = 0.005  # share of codes, zeros or scales below which a run changed nothing
 EARLY = 0.25  # share of the steps from which so little is worth a word
@@ -54,19 +58,24 @@ def movement(before: QTensor, after: QTensor) -> Movement:
     steps = abs(after.codes - before.codes)
 
     def ends(q: QTensor) -> int:
-        return int(((q.codes == q.grid.lo) | (q.codes == q.grid.hi)).sum())
+        return _count((q.codes == q.grid.lo) | (q.codes == q.grid.hi))
 
     return Movement(
         weights=before.size,
-        moved=int((steps > 0).sum()),
-        moved_far=int((steps > 1).sum()),
+        moved=_count(steps > 0),
+        moved_far=_count(steps > 1),
         saturated=ends(after),
         saturated_before=ends(before),
         zeros=0 if before.zero is None else before.zero.shape[0] * before.zero.shape[1],
-        zeros_moved=0 if before.zero is None else int((after.zero != before.zero).sum()),
+        zeros_moved=0 if before.zero is None else _count(after.zero != before.zero),
         scales=before.scale.shape[0] * before.scale.shape[1],
-        scales_moved=int((after.scale != before.scale).sum()),
+        scales_moved=_count(after.scale != before.scale),
     )
+
+
+def _count(where: Any) -> int:
+    """How often a torch or numpy array is true."""
+    return int(np.count_nonzero(where) if isinstance(where, np.ndarray) else where.count_nonzero())
 
 
 def layer_movements(model: "nn.Module") -> dict[str, Movement]:
@@ -76,12 +85,18 @@ def layer_movements(model: "nn.Module") -> dict[str, Movement]:
     from edgeqaf.nn import qlinears
 
     with torch.no_grad():
-        return {name: movement(_wide(layer.q), layer.folded()) for name, layer in qlinears(model).items()}
+        return {name: total(_of_tiles(layer.base, layer.now)) for name, layer in qlinears(model).items()}
 
 
-def total(movements: Mapping[str, Movement]) -> Movement:
+def _of_tiles(base: "Packed", now: "Packed") -> Iterator[Movement]:
+    """Movements of runs of rows, whose passes stay in a cache."""
+    for rows in base.tiles():
+        yield movement(_wide(base.rows(rows)), now.rows(rows))
+
+
+def total(movements: Mapping[str, Movement] | Iterable[Movement]) -> Movement:
     """The sum over all layers."""
-    return sum(movements.values(), Movement())
+    return sum(movements.values() if isinstance(movements, Mapping) else movements, Movement())
 
 
 def early_hint(moved: Movement, done: float) -> str | None:

@@ -15,7 +15,7 @@ from edgeqaf.adapter import Adapter
 from edgeqaf.errors import GridError
 from edgeqaf.gradient import Flow
 from edgeqaf.grid import Slot
-from edgeqaf.packed import Packed, pack, weights
+from edgeqaf.packed import Packed, packed, weights
 from edgeqaf.qtensor import QTensor, decode
 
 FEW = 64  # rows of activations below which decoding would cost more than multiplying: generation
@@ -68,6 +68,7 @@ class QLinear(nn.Module):
     """``x @ decode(fold(q, delta)).T + bias`` with x [..., in] -> [..., out].
 
     q: a numpy QTensor; its parts become buffers that do not train and are not saved, its codes packed.
+    keeps: whether weights decoded for few rows stay in memory for the next ones.
     """
 
     codes: Tensor
@@ -79,15 +80,16 @@ class QLinear(nn.Module):
         super().__init__()
         self.grid = q.grid
         self.out_features, self.in_features = q.shape
-        self.register_buffer("codes", pack(torch.from_numpy(q.codes.copy()), q.grid), persistent=False)
-        self.register_buffer("scale", torch.from_numpy(q.scale.copy()), persistent=False)
-        zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
-        self.register_buffer("zero", zero, persistent=False)
+        base = packed(q)
+        self.register_buffer("codes", base.codes, persistent=False)
+        self.register_buffer("scale", base.scale, persistent=False)
+        self.register_buffer("zero", base.zero, persistent=False)
         self.supers = q.supers
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.adapter: Any = None
         self.reverted: frozenset[Slot] = frozenset()
         self.edits = 0
+        self.keeps = True
         self._folded: tuple[Any, Packed] | None = None
         self._decoded: tuple[Packed, Tensor] | None = None
 
@@ -150,11 +152,15 @@ class QLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if not torch.is_grad_enabled() and x.numel() < FEW * self.in_features:
-            return nn.functional.linear(x, self._kept(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+            return self._few(x)
         learns = self.adapter is not None and self.adapter.active() and torch.is_grad_enabled()
         pulse = torch.zeros((), requires_grad=True) if learns else None
         y: Tensor = GridLinear.apply(x, pulse, self, *(self.adapter.parameters() if learns else ()))  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(x.dtype)
+
+    def _few(self, x: Tensor) -> Tensor:
+        """The product with few rows of activations, of weights that were decoded as a whole."""
+        return nn.functional.linear(x, self._kept(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def _kept(self, dtype: torch.dtype) -> Tensor:
         """The decoded weights, kept while generation asks for them at every token."""
@@ -162,7 +168,8 @@ class QLinear(nn.Module):
         bare = self.adapter is None  # then `now` is made anew each time, of the same tensors
         same = before is not None and (before[0] is now or (bare and before[0].codes is now.codes))
         if before is None or not same or before[1].dtype != dtype:
-            self._decoded = before = now, weights(now, slice(0, self.out_features), dtype)
+            before = now, weights(now, slice(0, self.out_features), dtype)
+            self._decoded = before if self.keeps else None
         return before[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QLinear":

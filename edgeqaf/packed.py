@@ -66,6 +66,16 @@ def weights(packed: Packed, rows: slice, dtype: torch.dtype) -> Tensor:
     return decoded.to(dtype)
 
 
+def packed(q: QTensor) -> Packed:
+    """A numpy QTensor at rest, packed a tile at a time; nothing of ``q`` is shared."""
+    # On the CPU even where transformers has made the meta device the default.
+    codes = torch.empty(q.shape[0], q.shape[1] // lanes(q.grid), dtype=torch.uint8, device="cpu")
+    for rows in tiles(*q.shape):
+        codes[rows] = pack(torch.from_numpy(q.codes[rows].copy()), q.grid)
+    zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
+    return Packed(q.grid, codes, torch.from_numpy(q.scale.copy()), zero)
+
+
 def lanes(grid: Grid) -> int:
     """Codes in a byte: 3-bit codes take the room of 4."""
     return 8 // WIDTHS[grid.bits]

@@ -5,22 +5,23 @@ A checkpoint is a folder ``step-000100``, staged and renamed, so that it is whol
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeqaf.errors import Refused
 from edgeqaf.method import adapter_state
 from edgeqaf.nn import qlinears
 from edgeqaf.sharding import deal, is_sharded
+from edgeqaf.tensorfile import NAMES, TensorFile
 
 ADAPTER, STATE = "adapter_model.safetensors", "trainer_state.json"
 OPTIMIZER, SCHEDULER, RANDOM = "optimizer.pt", "scheduler.pt", "random.pt"
+Kind = tuple[str, tuple[int, ...]]  # type, as `edgeqaf.tensorfile` calls it, and shape
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -36,24 +37,41 @@ def parameters(model: nn.Module, stored_name: Callable[[str], str] = str) -> dic
 
 def load_parameters(model: nn.Module, file: Path, stored_name: Callable[[str], str] = str) -> None:
     """Fill what ``model`` trains from an adapter file with exactly those names."""
+    stored = open_adapter(file)
+    require_fit(stored, {stored_name(name): described(tensor) for name, tensor in adapter_state(model).items()})
+    fill(model, stored, stored_name)
+
+
+def open_adapter(file: Path) -> TensorFile:
+    """An adapter file, its tensors to be read one at a time; Refused for one that is not whole."""
     try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"{file}: {error}", "the adapter is missing, truncated or corrupt; train it again") from None
-    wanted = {stored_name(name): tensor for name, tensor in adapter_state(model).items()}
-    wrong = sorted(
-        name for name in stored.keys() | wanted.keys()
-        if name not in stored or name not in wanted or stored[name].shape != wanted[name].shape
-        or stored[name].dtype != wanted[name].dtype
-    )  # fmt: skip
+        return TensorFile(file)
+    except Refused as error:
+        raise Refused(error.cause, "the adapter is missing, truncated or corrupt; train it again") from None
+
+
+def described(tensor: Tensor) -> Kind:
+    """How an adapter file describes a tensor."""
+    return NAMES[np.dtype(str(tensor.dtype).removeprefix("torch."))], tuple(tensor.shape)
+
+
+def require_fit(stored: TensorFile, wanted: Mapping[str, Kind]) -> None:
+    """Refuse a file that does not hold exactly the tensors ``wanted``."""
+    found = {name: (stored.dtype(name), stored.shape(name)) for name in stored}
+    wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     if wrong:
         raise Refused(
-            f"{file}: {len(wrong)} tensors do not fit the model, first {wrong[0]}",
+            f"{stored.path}: {len(wrong)} tensors do not fit the model, first {wrong[0]}",
             "it belongs to another base or method",
         )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(deal(stored[name], parameter))
+
+
+@torch.no_grad()
+def fill(model: nn.Module, stored: TensorFile, stored_name: Callable[[str], str] = str) -> None:
+    """Fill what ``model`` trains, which may be a part of what an adapter file holds."""
+    for name, parameter in adapter_state(model).items():
+        bits = torch.from_numpy(stored[stored_name(name)].reshape(-1).view(np.uint8))
+        parameter.copy_(deal(bits.view(parameter.dtype).view(parameter.shape), parameter))
     for layer in qlinears(model).values():
         layer.changed()
 

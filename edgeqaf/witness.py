@@ -8,12 +8,15 @@ CPU) float32 matmuls may round differently: then there is nothing to compare wit
 
 import hashlib
 import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeqaf.digest import Floats
+from edgeqaf.console import Advance
+from edgeqaf.digest import Floats, Tensor
 from edgeqaf.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # runtimes that need no torch use the prompts and the digest
@@ -36,14 +39,46 @@ def logits(model: "nn.Module", tokens: list[int]) -> Floats:
     """float32 [len(tokens), vocab], one sequence, no padding, one thread."""
     import torch
 
+    with _one_thread(), torch.no_grad():
+        out: Floats = model(torch.tensor([tokens])).logits[0].numpy()
+    return out
+
+
+def layerwise(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], tokens: list[list[int]],
+    attach: "Callable[[nn.Module], object] | None" = None, advance: Advance = lambda done, note="": None,
+) -> list[Floats]:  # fmt: skip
+    """`logits` of each sequence, in the model that these tensors make; one decoder layer in memory at a time.
+
+    attach: puts adapters on the quantized layers of the model that it is given. advance: is told of each layer.
+    """
+    import torch
+
+    from edgeqaf.layerwise import Walk
+
+    with _one_thread():
+        walk = Walk(config, tensors, [torch.tensor([ids]) for ids in tokens])
+    for index in range(len(walk)):
+        walk.layer(index)
+        if attach is not None:
+            attach(walk.model)
+        with _one_thread():
+            walk.through(index)
+        advance(index + 1)
+    with _one_thread():
+        return [one[0].numpy() for one in walk.logits()]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.no_grad():
-            out: Floats = model(torch.tensor([tokens])).logits[0].numpy()
+        yield
     finally:
         torch.set_num_threads(threads)
-    return out
 
 
 def key() -> dict[str, str]:
@@ -72,7 +107,6 @@ def digest(sequences: list[Floats]) -> str:
     return total.hexdigest()
 
 
-def record(model: "nn.Module", tokens: list[list[int]]) -> dict[str, Any]:
-    """The witness entry of a manifest."""
-    sequences = [logits(model, ids) for ids in tokens]
+def record(tokens: list[list[int]], sequences: list[Floats]) -> dict[str, Any]:
+    """The witness entry of a manifest, for prompts and their logits."""
     return {"tokens": tokens, "logits": digest(sequences), "values": sum(s.size for s in sequences), "key": key()}

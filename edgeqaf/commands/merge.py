@@ -17,15 +17,19 @@ def command(
     json: Json = False,
 ) -> None:
     """Fold the adapter into the integers and prove that nothing was lost."""
+    from edgeqaf.checkpoint import WEIGHTS
     from edgeqaf.console import emit, say
     from edgeqaf.dist import carriers
     from edgeqaf.merge import merge, open_lossless, summary
 
     if dry_run:
-        base_folder, _, manifest = open_lossless(run, base)
-        say(f"would fold {manifest['method']} into {len(manifest['folded'])} tensors of root {base_folder.root[:12]}")
+        opened = open_lossless(run, base)
+        # A tensor takes the same room when other integers are in it.
+        count, written = len(opened.layers), (opened.base.folder / WEIGHTS).stat().st_size
+        say(f"would fold {opened.manifest['method']} into {count} tensors of root {opened.base.root[:12]}")
+        say(f"{written / 1e6:.1f} MB to write")
         if json:
-            emit({"parent": base_folder.root, "tensors": len(manifest["folded"])})
+            emit({"parent": opened.base.root, "tensors": count, "bytes": written})
         return
     claim(output, "merged", force)
     merged, movements = merge(run, output, base=base, force=force)

@@ -119,6 +119,13 @@ def test_a_dry_run_writes_nothing(
     assert shell.files() == {}
 
 
+def test_a_merge_predicts_its_size(shell: Any, road: Any) -> None:
+    line = ("merge", road.run, "--base", road.base, "-o", "out", "--dry-run")
+    size = (road.merged / "model.safetensors").stat().st_size
+    assert shell.json(*line)["bytes"] == size
+    assert f"{size / 1e6:.1f} MB to write" in shell.ok(*line).out
+
+
 def test_an_export_predicts_its_size(shell: Any, road: Any) -> None:
     planned = shell.json("export", road.merged, "-o", "out", "--dry-run")["bytes"]
     files = road.said["dist"]["files"]

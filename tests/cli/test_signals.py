@@ -64,6 +64,25 @@ checkpoint.TensorWriter = Interrupted
     assert shell.files() == {}
 
 
+@pytest.mark.parametrize("moment", ["layerwise", "record"])
+def test_a_merge_that_is_killed_leaves_nothing(moment: str, shell: Any, road: Any) -> None:
+    """Interrupted while the logits are computed, when all is written but the manifest."""
+    script = f"""
+import os, signal, time
+from edgeqaf import witness
+def interrupted(*arguments, **more):
+    assert os.listdir(".")[0].endswith(".part")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+witness.{moment} = interrupted
+{MAIN}"""
+    process = start("merge", road.run, "--base", road.base, "-o", "merged", script=script)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert err.splitlines()[0] == "error: interrupted"
+    assert shell.files() == {}
+
+
 @pytest.mark.parametrize("verb", ["inspect", "doctor"])
 def test_a_reader_that_leaves_ends_the_command_quietly(verb: str, shell: Any, road: Any) -> None:
     process = start(verb, *([road.base] if verb == "inspect" else []))
