@@ -16,6 +16,10 @@ def command(
         Path | None,
         typer.Option(help="GGUF file of the same model to take the tokenizer from, where the folder's is unknown."),
     ] = None,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(help="Split GGUF over files of this size at most, 500M or 2G, as llama.cpp's gguf-split does."),
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -24,14 +28,19 @@ def command(
     from dataclasses import replace
 
     from edgeqaf import checkpoint, dist, plugins
+    from edgeqaf.card import ollama_takes
     from edgeqaf.console import emit, say, table
     from edgeqaf.errors import UsageError
+    from edgeqaf.receipt import files_of
     from edgeqaf.serving import serving
+    from edgeqaf.splitnames import names_from
 
-    folder = replace(checkpoint.load(model), tokenizer_from=tokenizer_from)
     formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
-    if tokenizer_from and "gguf" not in formats:
-        raise UsageError(f"--tokenizer-from is for GGUF, and --format is {format}", "drop one of the two")
+    for flag, given in {"--tokenizer-from": tokenizer_from, "--split-max-size": split_max_size}.items():
+        if given and "gguf" not in formats:
+            raise UsageError(f"{flag} is for GGUF, and --format is {format}", "drop one of the two")
+    limit = None if split_max_size is None else _bytes(split_max_size)
+    folder = replace(checkpoint.load(model), tokenizer_from=tokenizer_from, split_max_bytes=limit)
     sizes = dist.plan(folder, formats)
     if dry_run:
         grids = {q.grid.name: q.grid for _, q in folder.quantized()}
@@ -40,15 +49,22 @@ def command(
             carriers = [f"{grid} in {plugins.find('exporters', name).stored_as(grids[grid])}" for grid in sorted(grids)]
             rows.append((name, f"{size / 1e6:.1f}", ", ".join(carriers)))
         table("Plan", ("format", "MB", "stored as"), rows)
+        parts = plugins.find("exporters", "gguf").sizes(folder) if "gguf" in formats else []
+        if len(parts) > 1:
+            say(f"gguf: {len(parts)} files, the largest of {max(parts) / 1e6:.1f} MB")
         if json:
-            emit({"bytes": sizes})
+            emit({"bytes": sizes, "parts": {"gguf": parts} if parts else {}})
         return
     claim(output, "dist", force)
     checkpoint.verify(folder)
     receipt = dist.export(folder, formats, output, force=force)
     for name, file in receipt["artifacts"].items():
-        size = sum(f["bytes"] for path, f in receipt["files"].items() if path == file or path.startswith(f"{file}/"))
-        say(f"{output / file}: {size / 1e6:.2f} MB, reads back as root {receipt['root'][:12]} ({name})")
+        size = sum(receipt["files"][path]["bytes"] for path in files_of(receipt, file))
+        count = len(names_from(file))
+        over = f" in {count} files" if count > 1 else ""
+        say(f"{output / file}: {size / 1e6:.2f} MB{over}, reads back as root {receipt['root'][:12]} ({name})")
+        if name == "gguf" and not ollama_takes(file):
+            say("no Modelfile: Ollama takes no split GGUF")
     kept = dist.tensors_kept_float(folder)
     say(f"matrices kept in float32: {', '.join(kept) or 'none'}")
     for doubt in serving(folder.folder).doubts:
@@ -63,3 +79,13 @@ def command(
                 "files": receipt["files"],
             }
         )
+
+
+def _bytes(size: str) -> int:
+    """What --split-max-size says; M and G are powers of 1000, as for gguf-split."""
+    from edgeqaf.errors import UsageError
+
+    number, unit = size[:-1], {"M": 10**6, "G": 10**9}.get(size[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or int(number) == 0:
+        raise UsageError(f"--split-max-size {size!r} is no size", "give a whole number and M or G: 500M, 2G")
+    return int(number) * unit

@@ -61,14 +61,15 @@ def given_back(path: Path, folder: Path) -> bytes | None:
         stored = StoredTensors(path)
         save_frame(stored, folder)
         made = BytesIO()
-        Frame(QModel({}, ImportedTensors(stored), folder)).write(made)
+        planned = Frame(QModel({}, ImportedTensors(stored), folder))
+        planned.parts[0].write(made, planned.put)
     except EdgeqafError:
         return None
     return made.getvalue()
 
 
 def header_size(path: Path) -> int:
-    return StoredTensors(path).contents.start
+    return StoredTensors(path).files.parts[0].start
 
 
 def test_cut_at_any_byte_it_is_refused(small, tmp_path):
