@@ -194,4 +194,5 @@ def _size_dist(folder: Path, format: str, manifest: Mapping[str, Any]) -> Sized:
     files = [p for part in parts for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file()]
     grids = tuple(sorted({g.name for _, _, g in _manifest_tensors(folder, manifest) if g}))
     weight_bytes = sum(p.stat().st_size for p in files)
-    return Sized(format, _dimensions(folder / REFERENCE), weight_bytes, grids, f"the size of {path}")
+    origin = f"the size of {path}" if len(parts) == 1 else f"the sizes of {path} and {len(parts) - 1} more"
+    return Sized(format, _dimensions(folder / REFERENCE), weight_bytes, grids, origin)

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeqaf import __version__, plugins
@@ -27,7 +27,7 @@ from edgeqaf.protocols import Artifact, Exporter
 from edgeqaf.qtensor import QTensor
 from edgeqaf.receipt import files_of, read_receipt
 from edgeqaf.serving import serving
-from edgeqaf.splitnames import belonging, names_from
+from edgeqaf.splitnames import names_from
 from edgeqaf.staging import require_space, staged
 
 REFERENCE = "reference"
@@ -126,13 +126,14 @@ def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[
         _require_hash(folder / path, path, receipt)
     require_space(to, sum(receipt["files"][path]["bytes"] for path in files))
     with ExitStack() as arriving:  # which leaves what it entered first last
-        for root in names_from(receipt["artifacts"][name]):
-            part = arriving.enter_context(staged(to / root, force=force))
-            for path in belonging(files, root):
-                arrived = part / Path(path).relative_to(root)
-                arrived.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / path, arrived)
-                _require_hash(arrived, path, receipt)
+        roots = names_from(receipt["artifacts"][name])
+        parts = {root: arriving.enter_context(staged(to / root, force=force)) for root in roots}
+        for path in files:
+            root, *inside = PurePosixPath(path).parts
+            arrived = parts[root].joinpath(*inside)
+            arrived.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / path, arrived)
+            _require_hash(arrived, path, receipt)
     with staged(to / MANIFEST, force=True) as part:
         shutil.copyfile(folder / MANIFEST, part)
     return files

@@ -76,7 +76,8 @@ class GGUF:
         if count > 1:
             raise Refused(
                 f"{path} is the first of {count} files, and a patch changes one",
-                f"make them one with llama.cpp's tool: llama-gguf-split --merge {path.name} whole.gguf",
+                f"make them one: llama-gguf-split --merge {path.name} whole.gguf; files that edgeqaf made are sealed "
+                f"against that: edgeqaf quantize {path.name} -o base, and export it with --split-max-size 9999G",
             )
         return stored
 
