@@ -17,6 +17,7 @@ from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import read_json
 from edgeqaf.protocols import Exporter
 from edgeqaf.source import EMBEDDING, HEAD, FloatModel, is_linear, is_tied
+from edgeqaf.splitnames import names_from
 
 Tensor = tuple[str, tuple[int, ...], Grid | None]
 
@@ -183,10 +184,15 @@ def _size_dist(folder: Path, format: str, manifest: Mapping[str, Any]) -> Sized:
         raise UsageError(
             f"{folder} has no {format} artifact; it has {held}", "choose another --format, or export again"
         )
-    if not isinstance(name, str) or Path(name).name != name or not (folder / name).exists():
+    if not isinstance(name, str) or Path(name).name != name:
         raise Refused(f"{folder / MANIFEST}: artifact {name!r} is not in the folder", "export again")
     path = folder / name
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    parts = [folder / part for part in names_from(name)]
+    for part in parts:
+        if not part.exists():
+            raise Refused(f"{folder / MANIFEST}: artifact {part.name!r} is not in the folder", "export again")
+    files = [p for part in parts for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file()]
     grids = tuple(sorted({g.name for _, _, g in _manifest_tensors(folder, manifest) if g}))
     weight_bytes = sum(p.stat().st_size for p in files)
-    return Sized(format, _dimensions(folder / REFERENCE), weight_bytes, grids, f"the size of {path}")
+    origin = f"the size of {path}" if len(parts) == 1 else f"the sizes of {path} and {len(parts) - 1} more"
+    return Sized(format, _dimensions(folder / REFERENCE), weight_bytes, grids, origin)

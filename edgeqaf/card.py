@@ -5,6 +5,7 @@ from typing import Any
 
 from edgeqaf.movement import Movement
 from edgeqaf.serving import Serving
+from edgeqaf.splitnames import names_from
 
 MODELFILE = "Modelfile"
 ONNX = "{file}/model.onnx    # onnxruntime, onnxruntime-genai, optimum's ORTModelForCausalLM"
@@ -40,8 +41,14 @@ Check it, bit for bit, in the runtimes of your machine:
 """
 
 
+def ollama_takes(file: str | None) -> bool:
+    """Whether Ollama takes a GGUF file: it takes none that is split."""
+    return file is not None and len(names_from(file)) == 1
+
+
 def _runs(name: str, file: str, serving: Serving) -> list[str]:
     """Commands that serve an artifact."""
     if name == "gguf":
-        return [serving.llama_server(file), f"ollama create NAME -f {MODELFILE} && ollama run NAME"]
+        ollama = [f"ollama create NAME -f {MODELFILE} && ollama run NAME"] if ollama_takes(file) else []
+        return [serving.llama_server(file), *ollama]
     return [ONNX.format(file=file)]

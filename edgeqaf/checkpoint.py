@@ -54,6 +54,8 @@ class QModel:
     folder:   where the companion files (config, tokenizer) are.
     manifest: the parsed ``edgeqaf.json``; empty for a model not yet saved.
     tokenizer_from: a file in the format to be exported, whose tokenizer to take instead of the folder's.
+    split_max_bytes: the largest file to export into, where the format can be split over several; None: one file, or
+        the split that the model came as.
     """
 
     config: Mapping[str, Any]
@@ -61,6 +63,7 @@ class QModel:
     folder: Path
     manifest: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_from: Path | None = None
+    split_max_bytes: int | None = None
 
     @property
     def root(self) -> str:

@@ -1,21 +1,22 @@
 """The dist folder: artifacts for devices, and the receipt that ties them to the model's integers.
 
-model.gguf, onnx/     the artifacts, one per exported format
+model.gguf, onnx/     the artifacts, one per exported format; a GGUF file may be split over several
 reference/            config and tokenizer, what PyTorch needs beside the integers
 edgeqaf.json          receipt: root, digests per tensor, SHA-256 of every file, the logit witness
 README.md             model card: what was tuned, how to run it
-Modelfile             for Ollama, beside a GGUF file
+Modelfile             for Ollama, beside a GGUF file that is not split
 verify.json           what `edgeqaf verify` found last
 """
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeqaf import __version__, plugins
-from edgeqaf.card import MODELFILE, model_card
+from edgeqaf.card import MODELFILE, model_card, ollama_takes
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.companions import copy_companions
 from edgeqaf.console import progress
@@ -26,7 +27,8 @@ from edgeqaf.jsonfile import write_json
 from edgeqaf.protocols import Artifact, Exporter
 from edgeqaf.receipt import files_of, read_receipt
 from edgeqaf.serving import serving
-from edgeqaf.staging import staged
+from edgeqaf.splitnames import names_from
+from edgeqaf.staging import require_space, staged
 
 REFERENCE = "reference"
 
@@ -82,17 +84,19 @@ def export(model: QModel, formats: Sequence[str], out: Path, *, force: bool = Fa
     with staged(out, force=force, needed_bytes=sum(sizes.values())) as part:
         (part / REFERENCE).mkdir(parents=True)
         copy_companions(model.folder, part / REFERENCE)
+        artifacts = {}
         with progress("export", 2 * len(formats)) as advance:
             for i, name in enumerate(formats):
                 exporter: Exporter = plugins.find("exporters", name)
-                exporter.export(model, part / exporter.filename)
+                path = exporter.export(model, part / exporter.filename)
                 advance(2 * i + 1, f"{name} written")
-                _require_root(name, exporter, part, model.root)
+                _require_root(name, exporter, path, model.root)
                 advance(2 * i + 2, f"{name} read back")
+                artifacts[name] = path.name
         found = serving(model.folder)
-        if "gguf" in formats:
-            (part / MODELFILE).write_text(found.modelfile(plugins.find("exporters", "gguf").filename), "utf-8")
-        receipt = _receipt(model, formats, part)
+        if ollama_takes(artifacts.get("gguf")):
+            (part / MODELFILE).write_text(found.modelfile(artifacts["gguf"]), "utf-8")
+        receipt = _receipt(model, artifacts, part)
         (part / "README.md").write_text(model_card(receipt, model.config, found), "utf-8")
         write_json(part / MANIFEST, receipt)
     return receipt
@@ -111,9 +115,9 @@ def open_dist(folder: Path) -> Dist:
 def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[str]:
     """Copy one artifact and the receipt into the folder ``to``; return the files copied.
 
-    The artifact is staged, hashed where it arrived, and only then renamed into place, as a whole.
-    Raises Refused when the dist folder lacks the format, VerificationFailed when a hash is not the
-    receipt's.
+    The artifact is staged, hashed where it arrived, and only then renamed into place, as a whole; of several files the
+    first, which a runtime opens, comes last. Raises Refused when the dist folder lacks the format, VerificationFailed
+    when a hash is not the receipt's.
     """
     receipt = read_receipt(folder)
     name = plugins.resolve("exporters", format)
@@ -122,13 +126,16 @@ def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[
             f"{folder} has no {name} artifact; it has {', '.join(receipt['artifacts'])}",
             f"export it: edgeqaf export MODEL --format {name}",
         )
-    root = receipt["artifacts"][name]
-    files = files_of(receipt, root)
+    files = files_of(receipt, receipt["artifacts"][name])
     for path in files:
         _require_hash(folder / path, path, receipt)
-    with staged(to / root, force=force, needed_bytes=sum(receipt["files"][path]["bytes"] for path in files)) as part:
+    require_space(to, sum(receipt["files"][path]["bytes"] for path in files))
+    with ExitStack() as arriving:  # which leaves what it entered first last
+        roots = names_from(receipt["artifacts"][name])
+        parts = {root: arriving.enter_context(staged(to / root, force=force)) for root in roots}
         for path in files:
-            arrived = part / Path(path).relative_to(root)
+            root, *inside = PurePosixPath(path).parts
+            arrived = parts[root].joinpath(*inside)
             arrived.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / path, arrived)
             _require_hash(arrived, path, receipt)
@@ -144,9 +151,8 @@ def _require_hash(file: Path, path: str, receipt: Mapping[str, Any]) -> None:
         )
 
 
-def _require_root(name: str, exporter: Exporter, part: Path, root: str) -> None:
-    path = part / exporter.filename
-    found = Artifact(name, path, exporter.read_back(path), part / REFERENCE).root
+def _require_root(name: str, exporter: Exporter, path: Path, root: str) -> None:
+    found = Artifact(name, path, exporter.read_back(path), path.parent / REFERENCE).root
     if found != root:
         raise VerificationFailed(
             f"{name}: the written file reads back as root {found[:12]}, the model is {root[:12]}",
@@ -154,12 +160,12 @@ def _require_root(name: str, exporter: Exporter, part: Path, root: str) -> None:
         )
 
 
-def _receipt(model: QModel, formats: Sequence[str], part: Path) -> dict[str, Any]:
+def _receipt(model: QModel, artifacts: Mapping[str, str], part: Path) -> dict[str, Any]:
     files = sorted(p for p in part.rglob("*") if p.is_file())
     kept = {key: model.manifest[key] for key in ("parent", "tensors", "witness", "layers") if key in model.manifest}
     return {
         "format": FORMAT, "kind": "dist", "root": model.root, **kept,
-        "artifacts": {name: plugins.find("exporters", name).filename for name in formats},
+        "artifacts": dict(artifacts),
         "files": {str(p.relative_to(part)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files},
         "tool": {"edgeqaf": __version__},
     }  # fmt: skip

@@ -53,7 +53,7 @@ class Artifact:
     """An exported file or folder, read back.
 
     format:    the exporter's registry key.
-    path:      the file (GGUF) or folder (ONNX).
+    path:      the file (GGUF; of several the first) or folder (ONNX).
     tensors:   logical name -> how and where it is stored.
     reference: folder with ``config.json`` and tokenizer files, for runtimes that need them.
     """
@@ -112,8 +112,11 @@ class Exporter(Protocol):
     def plan(self, model: QModel) -> int:
         """Bytes that `export` will write, within a per cent; raises Refused for what it cannot carry."""
 
-    def export(self, model: QModel, path: Path) -> None:
-        """Write the artifact at ``path``, which does not exist yet."""
+    def export(self, model: QModel, path: Path) -> Path:
+        """Write the artifact at ``path``, which does not exist yet; return what a runtime opens.
+
+        That is ``path``, or the first of several files beside it, named as `edgeqaf.splitnames.split_names` does.
+        """
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
         """Every tensor of the artifact by logical name, strictly validated; raises Refused."""

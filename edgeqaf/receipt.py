@@ -8,6 +8,8 @@ from edgeqaf import plugins
 from edgeqaf.checkpoint import MANIFEST, read_manifest
 from edgeqaf.digest import merkle_root
 from edgeqaf.errors import Refused
+from edgeqaf.protocols import Exporter
+from edgeqaf.splitnames import belonging, names_from, numbers_in, split_names
 
 
 def read_receipt(folder: Path) -> dict[str, Any]:
@@ -34,8 +36,8 @@ def require_sound(receipt: Mapping[str, Any], path: Path) -> None:
 
 
 def files_of(receipt: Mapping[str, Any], artifact: str) -> list[str]:
-    """The paths, within the dist folder, of the file or folder called ``artifact``."""
-    return [path for path in receipt["files"] if path == artifact or path.startswith(f"{artifact}/")]
+    """The paths, within the dist folder, of the artifact called ``artifact``: see `edgeqaf.splitnames.belonging`."""
+    return belonging(receipt["files"], artifact)
 
 
 def _fault(receipt: Mapping[str, Any]) -> str | None:
@@ -48,8 +50,14 @@ def _fault(receipt: Mapping[str, Any]) -> str | None:
         if not isinstance(file["bytes"], int) or not isinstance(file["sha256"], str):
             return f"file {name!r} has no size or digest"
     for name, artifact in receipt["artifacts"].items():
-        if not files_of(receipt, artifact):
-            return f"artifact {artifact!r} has no file with a digest"
-        if name not in plugins.names("exporters") or artifact != plugins.find("exporters", name).filename:
+        missing = set(names_from(artifact)) - {path.split("/", 1)[0] for path in receipt["files"]}
+        if missing:
+            return f"artifact {min(missing)!r} has no file with a digest"
+        if name not in plugins.names("exporters") or artifact != _written(plugins.find("exporters", name), artifact):
             return f"artifact {artifact!r} is not what an exporter {name!r} writes"
     return None if receipt["artifacts"] else "it names no artifact"
+
+
+def _written(exporter: Exporter, artifact: str) -> str:
+    """What an exporter calls an artifact over as many files as the name ``artifact`` says."""
+    return split_names(exporter.filename, numbers_in(artifact)[2])[0]

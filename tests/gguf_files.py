@@ -1,5 +1,7 @@
-"""A Llama in a GGUF file by gguf-py, as another maker's tool would write it: any types, any alignment."""
+"""A Llama in a GGUF file by gguf-py, as another maker's tool would write it: any types, any alignment, any split."""
 
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import gguf
@@ -8,7 +10,12 @@ from on_grid import on_grid
 from tokenizers import pre_tokenizers
 
 from edgeqaf import plugins
+from edgeqaf.checkpoint import QModel
+from edgeqaf.errors import EdgeqafError
+from exporters.gguf.artifact import StoredTensors
+from exporters.gguf.base import ImportedTensors
 from exporters.gguf.blocks import pack
+from exporters.gguf.frame import Frame, save_frame
 from exporters.gguf.layouts import LAYOUTS
 
 GGML = gguf.GGMLQuantizationType
@@ -22,10 +29,13 @@ def bytes_to_unicode() -> list[str]:
 
 
 def write(path: Path, kinds: list[GGML], *, tied: bool = False, embedding: GGML = GGML.F16, alignment: int = 32,
-          **metadata: object) -> Path:  # fmt: skip
-    """A Llama file by gguf-py: matrices of ``kinds`` in turn, F32 norms, metadata that we know nothing of."""
+          split: Mapping[str, int] | None = None, **metadata: object) -> Path:  # fmt: skip
+    """A Llama file by gguf-py: matrices of ``kinds`` in turn, F32 norms, metadata that we know nothing of.
+
+    split: how gguf-py is to split it, as its writer takes that; then the first file is returned.
+    """
     rng = np.random.default_rng(3)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", **(split or {}))
     if alignment != 32:
         writer.add_custom_alignment(alignment)
     writer.add_name("Somebody's model")
@@ -60,11 +70,55 @@ def write(path: Path, kinds: list[GGML], *, tied: bool = False, embedding: GGML 
         for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
             out = narrow if name in ("attn_k", "attn_v") else HIDDEN
             _add(writer, f"blk.{i}.{name}.weight", (out, HIDDEN), next(turn), rng)
+    return _close(writer, path)
+
+
+def write_least(path: Path, split: Mapping[str, int] | None = None) -> Path:
+    """The least Llama a file can hold: one layer, a header of some 1,300 bytes, no tokenizer. split: see `write`."""
+    rng, hidden = np.random.default_rng(0), 32
+    writer = gguf.GGUFWriter(path, "llama", **(split or {}))
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(8)
+    shapes = {"token_embd": (8, hidden), "output_norm": (hidden,)}
+    shapes |= {f"blk.0.{name}_norm": (hidden,) for name in ("attn", "ffn")}
+    matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes |= {f"blk.0.{name}": (hidden, hidden) for name in matrices}
+    for name, shape in shapes.items():
+        kind = GGML.F32 if len(shape) == 1 else GGML.Q4_0
+        values = rng.standard_normal(shape).astype(np.float32)
+        writer.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
+    return _close(writer, path)
+
+
+def _close(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
+    first: Path = writer.format_shard_names(path)[0]
+    return first
+
+
+def given_back(path: Path, folder: Path) -> list[bytes] | None:
+    """What the files of a model come back as, imported and exported; None where they are refused."""
+    folder.mkdir(exist_ok=True)
+    for file in folder.iterdir():
+        file.unlink()
+    try:
+        stored = StoredTensors(path)
+        save_frame(stored, folder)
+        planned = Frame(QModel({}, ImportedTensors(stored), folder))
+        made = [BytesIO() for _ in planned.parts]
+        for part, file in zip(planned.parts, made, strict=True):
+            part.write(file, planned.put)
+    except EdgeqafError:
+        return None
+    return [file.getvalue() for file in made]
 
 
 def _add(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], kind: GGML, rng: np.random.Generator) -> None:

@@ -1,11 +1,15 @@
 """export: write the integers into the files that devices load."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgeqaf.options import DryRun, Force, Json, Output, claim
+
+if TYPE_CHECKING:  # the command line answers before numpy is loaded
+    from edgeqaf.checkpoint import QModel
 
 
 def command(
@@ -16,6 +20,10 @@ def command(
         Path | None,
         typer.Option(help="GGUF file of the same model to take the tokenizer from, where the folder's is unknown."),
     ] = None,
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(help="Split GGUF over files of this size at most, 500M or 2G, as llama.cpp's gguf-split does."),
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -24,42 +32,71 @@ def command(
     from dataclasses import replace
 
     from edgeqaf import checkpoint, dist, plugins
-    from edgeqaf.console import emit, say, table
+    from edgeqaf.console import emit, say
     from edgeqaf.errors import UsageError
     from edgeqaf.serving import serving
 
-    folder = replace(checkpoint.load(model), tokenizer_from=tokenizer_from)
     formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
-    if tokenizer_from and "gguf" not in formats:
-        raise UsageError(f"--tokenizer-from is for GGUF, and --format is {format}", "drop one of the two")
+    for flag, given in {"--tokenizer-from": tokenizer_from, "--split-max-size": split_max_size}.items():
+        if given is not None and "gguf" not in formats:
+            raise UsageError(f"{flag} is for GGUF, and --format is {format}", "drop one of the two")
+    limit = None if split_max_size is None else _bytes(split_max_size)
+    folder = replace(checkpoint.load(model), tokenizer_from=tokenizer_from, split_max_bytes=limit)
     sizes = dist.plan(folder, formats)
     if dry_run:
-        grids = dist.grids_of(folder)
-        rows = []
-        for name, size in sizes.items():
-            carriers = [f"{grid.name} in {plugins.find('exporters', name).stored_as(grid)}" for grid in grids]
-            rows.append((name, f"{size / 1e6:.1f}", ", ".join(carriers)))
-        table("Plan", ("format", "MB", "stored as"), rows)
-        if json:
-            emit({"bytes": sizes})
+        _show_plan(folder, sizes, json)
         return
     claim(output, "dist", force)
     checkpoint.verify(folder)
     receipt = dist.export(folder, formats, output, force=force)
-    for name, file in receipt["artifacts"].items():
-        size = sum(f["bytes"] for path, f in receipt["files"].items() if path == file or path.startswith(f"{file}/"))
-        say(f"{output / file}: {size / 1e6:.2f} MB, reads back as root {receipt['root'][:12]} ({name})")
+    _say_written(output, receipt)
     kept = dist.tensors_kept_float(folder)
     say(f"matrices kept in float32: {', '.join(kept) or 'none'}")
     for doubt in serving(folder.folder).doubts:
         say(f"note: {doubt}")
     say(f"next: edgeqaf verify {output}")
     if json:
-        emit(
-            {
-                "output": str(output),
-                "root": receipt["root"],
-                "artifacts": receipt["artifacts"],
-                "files": receipt["files"],
-            }
-        )
+        emit({"output": str(output)} | {key: receipt[key] for key in ("root", "artifacts", "files")})
+
+
+def _show_plan(model: "QModel", sizes: Mapping[str, int], json: bool) -> None:
+    """sizes: of each format's artifact, in bytes."""
+    from edgeqaf import dist, plugins
+    from edgeqaf.console import emit, say, table
+
+    grids = dist.grids_of(model)
+    rows = []
+    for name, size in sizes.items():
+        carriers = [f"{grid.name} in {plugins.find('exporters', name).stored_as(grid)}" for grid in grids]
+        rows.append((name, f"{size / 1e6:.1f}", ", ".join(carriers)))
+    table("Plan", ("format", "MB", "stored as"), rows)
+    parts = {"gguf": plugins.find("exporters", "gguf").sizes(model)} if "gguf" in sizes else {}
+    for name, each in parts.items():
+        if len(each) > 1:
+            say(f"{name}: {len(each)} files, the largest of {max(each) / 1e6:.1f} MB")
+    if json:
+        emit({"bytes": dict(sizes), "parts": parts})
+
+
+def _say_written(output: Path, receipt: Mapping[str, Any]) -> None:
+    from edgeqaf.card import ollama_takes
+    from edgeqaf.console import say
+    from edgeqaf.receipt import files_of
+    from edgeqaf.splitnames import names_from
+
+    for name, file in receipt["artifacts"].items():
+        size, count = sum(receipt["files"][path]["bytes"] for path in files_of(receipt, file)), len(names_from(file))
+        over = f" in {count} files" if count > 1 else ""
+        say(f"{output / file}: {size / 1e6:.2f} MB{over}, reads back as root {receipt['root'][:12]} ({name})")
+        if name == "gguf" and not ollama_takes(file):
+            say("no Modelfile: Ollama takes no split GGUF")
+
+
+def _bytes(size: str) -> int:
+    """What --split-max-size says; M and G are powers of 1000, as for gguf-split."""
+    from edgeqaf.errors import UsageError
+
+    number, unit = size[:-1], {"M": 10**6, "G": 10**9}.get(size[-1:])
+    if unit is None or not number.isascii() or not number.isdigit() or int(number) == 0:
+        raise UsageError(f"--split-max-size {size!r} is no size", "give a whole number and M or G: 500M, 2G")
+    return int(number) * unit

@@ -10,6 +10,7 @@ from edgeqaf.html.inputs import LOG, Log, Receipt, Run
 from edgeqaf.html.scores import Score, read_score
 from edgeqaf.movement import Movement
 from edgeqaf.report import Check, Verdict
+from edgeqaf.splitnames import belonging
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Export:
         return [name for name, state in self.states.items() if state != "as recorded"]
 
     def files(self, artifact: str) -> list[str]:
-        return [n for n in self.states if n == artifact or n.startswith(f"{artifact}/")]
+        return belonging(self.states, artifact)
 
     def others(self) -> list[str]:
         """Files that belong to no artifact."""

@@ -1,10 +1,11 @@
-"""GGUF for llama.cpp: the stored integers, block by block, in one file.
+"""GGUF for llama.cpp: the stored integers, block by block, in one file or split over several.
 
 Quantized tensors go straight from codes to blocks and back; every other tensor is written as
 float32, which holds any checkpoint's floats exactly. Grids that ggml has no type for travel in one
 that has their weights among its own (`blocks`), and the metadata names them. The bytes depend on the
 model alone: no name, date or path is among them (`fresh`). A model that came as a GGUF file goes back into
-that file's own frame (`frame`): nothing differs from it but the codes that were tuned.
+that file's own frame (`frame`): nothing differs from it but the codes that were tuned. Files of a limited size are
+laid out before any is written (`planned`), and read as one (`split`).
 """
 
 from collections.abc import Mapping
@@ -16,11 +17,13 @@ from edgeqaf.companions import FRAME
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.protocols import Stored, StoredAs
+from edgeqaf.splitnames import split_names
 from exporters.gguf.artifact import StoredTensors
 from exporters.gguf.base import ImportedTensors, open_base
 from exporters.gguf.blocks import CARRIERS
 from exporters.gguf.frame import Frame
 from exporters.gguf.fresh import Fresh
+from exporters.gguf.planned import Planned
 
 
 class GGUF:
@@ -44,22 +47,22 @@ class GGUF:
         return StoredAs(layout.name, layout.block.itemsize * 8 / layout.weights)
 
     def plan(self, model: QModel) -> int:
-        """The exact size of the file in bytes."""
-        return _file(model).size
+        """The exact size of all files in bytes."""
+        return sum(self.sizes(model))
 
-    def export(self, model: QModel, path: Path) -> None:
-        planned = _file(model)
-        with open(path, "xb") as file:
-            planned.write(file)
+    def sizes(self, model: QModel) -> list[int]:
+        """The exact size of each file in bytes."""
+        return [part.size for part in _planned(model).parts]
+
+    def export(self, model: QModel, path: Path) -> Path:
+        return _write(_planned(model), path)
 
     def export_floats(self, model: QModel, path: Path) -> None:
         """Write a model of floats as float32, its header unsealed, for tools that edit it (llama.cpp's quantizer)."""
-        planned = Fresh(model, sealed=False)
-        with open(path, "xb") as file:
-            planned.write(file)
+        _write(Fresh(model, sealed=False), path)
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
-        """Every logical tensor of a file, from the file alone; all are checked first."""
+        """Every logical tensor of a file, or of all of which it is the first, from them alone; each is checked."""
         return StoredTensors(path).check_all()
 
     def tensors(self, path: Path) -> ImportedTensors:
@@ -67,8 +70,16 @@ class GGUF:
         return ImportedTensors(StoredTensors(path))
 
     def edit(self, path: Path, first: bytes) -> StoredTensors:
-        """The tensors of a file by rows, for `edgeqaf.patch`."""
-        return StoredTensors(path, first)
+        """The tensors of a file by rows, for `edgeqaf.patch`; Refused where there are several files."""
+        stored = StoredTensors(path, first)
+        count = len(stored.files.parts)
+        if count > 1:
+            raise Refused(
+                f"{path} is the first of {count} files, and a patch changes one",
+                f"make them one: llama-gguf-split --merge {path.name} whole.gguf; files that edgeqaf made are sealed "
+                f"against that: edgeqaf quantize {path.name} -o base, and export it with --split-max-size 9999G",
+            )
+        return stored
 
     def open_base(self, path: Path, folder: Path, tokenizer: Path | None = None, source: Path | None = None) -> QModel:
         """The model in any GGUF file, to be tuned; see `exporters.gguf.base`."""
@@ -78,8 +89,17 @@ class GGUF:
 exporter = GGUF()
 
 
-def _file(model: QModel) -> Fresh | Frame:
-    """The file of a model, in the frame of the one it came from if it came from one and still has its grids."""
+def _write(planned: Planned, path: Path) -> Path:
+    """Write all files and return the first: ``path``, or named after it where there are several."""
+    names = split_names(path.name, len(planned.parts))
+    for name, part in zip(names, planned.parts, strict=True):
+        with open(path.with_name(name), "xb") as file:
+            part.write(file, planned.put)
+    return path.with_name(names[0])
+
+
+def _planned(model: QModel) -> Planned:
+    """The files of a model, in the frame of those it came from if it came from any and still has their grids."""
     if not (model.folder / FRAME).is_file():
         return Fresh(model)
     if model.tokenizer_from is not None:

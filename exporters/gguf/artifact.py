@@ -18,8 +18,8 @@ from exporters.gguf.floats import TYPES
 from exporters.gguf.layouts import LAYOUTS
 from exporters.gguf.numbers import AGAIN
 from exporters.gguf.places import Place
-from exporters.gguf.reader import Contents, check_seal, parse
 from exporters.gguf.rows import InFile, Span
+from exporters.gguf.split import Files, open_files
 
 CARRIED = "edgeqaf.carried."  # metadata key: this and a grid's name; value: the tensors stored in another's type
 SIZES = {kind: (1, dtype.itemsize) for kind, dtype in TYPES.items()}
@@ -27,18 +27,18 @@ SIZES |= {x.ggml_type: (x.weights, x.block.itemsize) for x in LAYOUTS.values()}
 
 
 class StoredTensors(Mapping[str, Stored]):
-    """The logical tensors of a file, each read and checked when it is asked for.
+    """The logical tensors of a file, or of the files of which it is the first, each read and checked when asked for.
 
-    contents, family: its header, and the architecture it names. first: `edgeqaf.untrusted.Seen.first`. Raises Refused
-    for a file whose tensors are not those that its metadata implies, or that has types without a grid.
+    files, family: their headers, and the architecture they name. first: `edgeqaf.untrusted.Seen.first`. Raises Refused
+    for files whose tensors are not those that the metadata implies, or that have types without a grid.
     """
 
     def __init__(self, path: Path, first: bytes = b"") -> None:
-        self.contents = open_contents(path, first)
-        check_seal(self.contents)
-        self.family = families.of_file(self.contents.metadata)
-        self.places = {place.logical: place for place in places_in(self.contents, self.family)}
-        named = _grids(self.contents)
+        self.files = open_known(path, first)
+        self.files.check_seals()
+        self.family = families.of_file(self.files.metadata)
+        self.places = {place.logical: place for place in places_in(self.files, self.family)}
+        named = _grids(self.files)
         found = {grid: plugins.find("grids", grid) for grid in set(named.values())}
         self._grids: dict[str, Grid] = {stored: found[grid] for stored, grid in named.items()}
 
@@ -86,30 +86,31 @@ class StoredTensors(Mapping[str, Stored]):
         return self.located(name).span(start, stop)
 
     def located(self, name: str) -> InFile:
-        """A logical tensor as it lies in the file."""
+        """A logical tensor as it lies in its file."""
         place = self.places[name]
-        return InFile(self.contents, self.contents.tensors[place.stored], place, self.grid(name))
+        return InFile(self.files.homes[place.stored], self.files.tensors[place.stored], place, self.grid(name))
 
 
-def open_contents(path: Path, first: bytes = b"") -> Contents:
-    """The header of a file of which every tensor has a type that is read here. first: as `StoredTensors` takes it."""
+def open_known(path: Path, first: bytes = b"") -> Files:
+    """The headers of a model of which every tensor has a type that is read here. first: as `StoredTensors` takes it."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    contents = parse(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}, first)
-    for name, info in contents.tensors.items():
+    files = open_files(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}, first)
+    for name, info in files.tensors.items():
         if info.type not in SIZES:
             known = ", ".join(GGMLQuantizationType(kind).name for kind in sorted(SIZES))
             raise Refused(
-                f"{path}: {name} is {GGMLQuantizationType(info.type).name}, for which there is no grid; known: {known}",
+                f"{files.homes[name].path}: {name} is {GGMLQuantizationType(info.type).name}, "
+                f"for which there is no grid; known: {known}",
                 "take a file of the model in one of those types (Q4_K_M, say), or quantize it anew",
             )
-    return contents
+    return files
 
 
-def places_in(contents: Contents, family: Family) -> list[Place]:
-    """Where each tensor of the model is, provided the file has exactly the tensors its metadata implies."""
-    path, tensors = contents.path, contents.tensors
-    sizes = family.dimensions_in(contents.metadata)
+def places_in(files: Files, family: Family) -> list[Place]:
+    """Where each tensor of the model is, provided the files have exactly the tensors that the metadata implies."""
+    path, tensors = files.path, files.tensors
+    sizes = family.dimensions_in(files.metadata)
     if sizes.layers > len(tensors):
         raise Refused(f"{path}: {sizes.layers} layers in {len(tensors)} tensors", AGAIN)
     found = list(family.places(sizes, tied=OUTPUT not in tensors))
@@ -124,19 +125,19 @@ def places_in(contents: Contents, family: Family) -> list[Place]:
     return found
 
 
-def _grids(contents: Contents) -> dict[str, str]:
+def _grids(files: Files) -> dict[str, str]:
     """Stored name -> grid of each quantized tensor: its block type's own, unless the metadata names another."""
-    grids = {name: LAYOUTS[info.type].grid for name, info in contents.tensors.items() if info.type in LAYOUTS}
-    for key, value in contents.metadata.items():
+    grids = {name: LAYOUTS[info.type].grid for name, info in files.tensors.items() if info.type in LAYOUTS}
+    for key, value in files.metadata.items():
         if not key.startswith(CARRIED):
             continue
         grid = key.removeprefix(CARRIED)
         if grid not in CARRIERS or not isinstance(value.data, list):
-            raise Refused(f"{contents.path}: {key} is not the names of tensors on a grid that is carried", AGAIN)
+            raise Refused(f"{files.path}: {key} is not the names of tensors on a grid that is carried", AGAIN)
         own = CARRIERS[grid].layout.grid
         for name in (raw.decode("ascii", "replace") for raw in value.data):
             if own == grid or grids.get(name) != own:
-                raise Refused(f"{contents.path}: {key} names {name[:64]}, which is not one tensor on {own}", AGAIN)
+                raise Refused(f"{files.path}: {key} names {name[:64]}, which is not one tensor on {own}", AGAIN)
             grids[name] = grid
     return grids
 
@@ -153,11 +154,11 @@ def describe(path: Path) -> Description:
     """The architecture and tensors of any GGUF file, its header validated, its tensors unread."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    contents = parse(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
-    tensors = {n: (GGMLQuantizationType(info.type).name, info.shape) for n, info in contents.tensors.items()}
-    return Description(_architecture(contents), tensors)
+    files = open_files(path, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
+    tensors = {n: (GGMLQuantizationType(info.type).name, info.shape) for n, info in files.tensors.items()}
+    return Description(_architecture(files), tensors)
 
 
-def _architecture(contents: Contents) -> str:
-    value = contents.metadata.get("general.architecture")
+def _architecture(files: Files) -> str:
+    value = files.metadata.get("general.architecture")
     return value.data.decode("utf-8", "replace") if value and isinstance(value.data, bytes) else "unknown"

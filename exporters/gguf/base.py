@@ -81,7 +81,7 @@ def open_base(path: Path, folder: Path, tokenizer: Path | None = None, source: P
     if source is not None:
         copy_companions(source, folder)
         return QModel(read_json(folder / CONFIG), ImportedTensors(stored), folder)
-    metadata = stored.contents.metadata
+    metadata = stored.files.metadata
     special = _special_ids(metadata)
     config = stored.family.config(metadata, _factors(stored)) | special
     config["tie_word_embeddings"] = HEAD not in stored
@@ -102,10 +102,9 @@ def open_base(path: Path, folder: Path, tokenizer: Path | None = None, source: P
 
 
 def _factors(stored: StoredTensors) -> dict[str, Floats]:
-    contents = stored.contents
     return {
-        name: widen(contents.raw(info), info.type, info.shape, name)
-        for name, info in contents.tensors.items()
+        name: widen(stored.files.raw(name), info.type, info.shape, name)
+        for name, info in stored.files.tensors.items()
         if name in stored.family.factor_names
     }
 

@@ -11,7 +11,7 @@ rope base cannot pass; the tensors themselves are covered by their digests.
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -68,29 +68,35 @@ def padded(size: int, alignment: int = ALIGNMENT) -> int:
     return -(-size // alignment) * alignment
 
 
-def describe_tensors(tensors: Iterable[tuple[str, tuple[int, ...], int, int]]) -> list[TensorInfo]:
+def describe_tensors(
+    tensors: Iterable[tuple[str, tuple[int, ...], int, int]], alignment: int = ALIGNMENT
+) -> list[TensorInfo]:
     """Lay (name, shape, type, size) out one after the other, each aligned."""
     laid_out, offset = [], 0
     for name, shape, kind, size in tensors:
         laid_out.append(TensorInfo(name, shape, kind, offset, size))
-        offset += padded(size)
+        offset += padded(size, alignment)
     return laid_out
 
 
-def seal(metadata: Mapping[str, Value], tensors: list[TensorInfo]) -> bytes:
+def seal(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], alignment: int = ALIGNMENT) -> bytes:
     """`plain_header` with its own SHA-256 as the last metadata value."""
-    before, _, after = plain_header({**metadata, SEAL: string(BLANK)}, tensors).rpartition(BLANK)
+    before, _, after = plain_header({**metadata, SEAL: string(BLANK)}, tensors, alignment).rpartition(BLANK)
     return before + header_digest(before + BLANK + after, BLANK) + after
 
 
-def plain_header(entries: Mapping[str, Value], tensors: list[TensorInfo]) -> bytes:
+def plain_header(entries: Mapping[str, Value], tensors: Sequence[TensorInfo], alignment: int = ALIGNMENT) -> bytes:
     """The header, padded to where the data begins."""
     header = MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(entries))
     header += b"".join(_packed_string(key.encode()) + _packed_value(value) for key, value in entries.items())
-    for info in tensors:
-        header += _packed_string(info.name.encode()) + struct.pack("<I", len(info.shape))
-        header += struct.pack(f"<{len(info.shape)}QIQ", *reversed(info.shape), info.type, info.offset)
-    return header.ljust(padded(len(header)), b"\0")
+    header += b"".join(map(packed_info, tensors))
+    return header.ljust(padded(len(header), alignment), b"\0")
+
+
+def packed_info(info: TensorInfo) -> bytes:
+    """What a header says of a tensor."""
+    shape = struct.pack(f"<I{len(info.shape)}Q", len(info.shape), *reversed(info.shape))
+    return _packed_string(info.name.encode()) + shape + struct.pack("<IQ", info.type, info.offset)
 
 
 def header_digest(header: bytes, found: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""A GGUF file made from a model alone: metadata, tokenizer, and every tensor in its grid's block type."""
+"""GGUF made from a model alone: metadata, tokenizer, and every tensor in its grid's block type."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -16,11 +16,12 @@ from exporters.gguf import families
 from exporters.gguf.artifact import CARRIED
 from exporters.gguf.blocks import CARRIERS
 from exporters.gguf.borrowed import borrowed_tokenizer
-from exporters.gguf.container import Type, Value, describe_tensors, padded, plain_header, seal
+from exporters.gguf.container import TensorInfo, Type, Value
 from exporters.gguf.family import Family
 from exporters.gguf.layouts import F32, F32_FILE
 from exporters.gguf.metadata import model_metadata
 from exporters.gguf.places import Dimensions, Place
+from exporters.gguf.planned import lay_out
 from exporters.gguf.tokenizer import tokenizer_metadata
 from exporters.gguf.writing import write_tensor
 
@@ -28,9 +29,9 @@ Outline = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class Fresh:
-    """The file of ``model``, planned: everything but the tensors' values. size: in bytes.
+    """The files of ``model``; see `exporters.gguf.planned.Planned`.
 
-    sealed: whether the header carries its own digest. Raises Refused for what GGUF cannot carry.
+    sealed: whether headers carry their own digests. Raises Refused for what GGUF cannot carry.
     """
 
     def __init__(self, model: QModel, *, sealed: bool = True) -> None:
@@ -38,14 +39,13 @@ class Fresh:
         family = families.of_config(model.config)
         family.check(model.config)
         sizes, outline = family.dimensions(model.config), model.outline()
-        self._places = _placed(model, outline, family, sizes)
+        places = _placed(model, outline, family, sizes)
+        self._places = {place.stored: place for place in places}
         self._factors = family.factors(model.config)
         entries = [(name, values.shape, F32, values.nbytes) for name, values in self._factors.items()]
-        entries += [
-            (place.stored, place.shape, *_type_and_size(place, *outline[place.logical])) for place in self._places
-        ]
+        entries += [(place.stored, place.shape, *_type_and_size(place, *outline[place.logical])) for place in places]
         weights: Counter[int] = Counter()
-        for place in self._places:
+        for place in places:
             grid, shape = outline[place.logical]
             if grid in CARRIERS:
                 weights[CARRIERS[grid].layout.file_type] += prod(shape)
@@ -56,24 +56,16 @@ class Fresh:
             if donor
             else tokenizer_metadata(model.folder, model.config, sizes.vocab)
         )
-        metadata |= _carried((place.stored, outline[place.logical][0]) for place in self._places)
-        self._infos = describe_tensors(entries)
-        self._header = (seal if sealed else plain_header)(metadata, self._infos)
+        metadata |= _carried((place.stored, outline[place.logical][0]) for place in places)
+        self.parts = lay_out(metadata, entries, model.split_max_bytes, seal=sealed)
 
-    @property
-    def size(self) -> int:
-        return len(self._header) + sum(padded(info.size) for info in self._infos)
-
-    def write(self, file: BinaryIO) -> None:
-        """Write all of it, one tensor at a time."""
-        file.write(self._header)
-        infos = iter(self._infos)
-        for factors in self._factors.values():
-            info = next(infos)
-            file.write(np.ascontiguousarray(factors, "<f4").tobytes().ljust(padded(info.size), b"\0"))
-        for place, info in zip(self._places, infos, strict=True):
+    def put(self, file: BinaryIO, info: TensorInfo) -> None:
+        """Write one tensor, by runs of rows."""
+        place = self._places.get(info.name)
+        if place is None:
+            file.write(np.ascontiguousarray(self._factors[info.name], "<f4").tobytes())
+        else:
             write_tensor(file, rows_of(self._model.tensors, place.logical), place, info)
-            file.write(bytes(padded(info.size) - info.size))
 
 
 def _placed(model: QModel, outline: Outline, family: Family, sizes: Dimensions) -> list[Place]:

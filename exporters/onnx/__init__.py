@@ -53,7 +53,7 @@ class OnnxExporter:
         graph: int = _GRAPH_BYTES + _LAYER_BYTES * model.config["num_hidden_layers"] + _OFFSET_BYTES * offsets
         return layout.place(stored)[1] + graph + companions
 
-    def export(self, model: QModel, path: Path) -> None:
+    def export(self, model: QModel, path: Path) -> Path:
         """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
         from exporters.onnx.graph import DATA, MODEL, build
         from exporters.onnx.trace import trace
@@ -74,6 +74,7 @@ class OnnxExporter:
                 for part, raw in layout.pack(name, model.tensors[name]):
                     data.seek(offsets[part.name])
                     data.write(raw.data)
+        return path
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
         """Every tensor of the folder by logical name; see `exporters.onnx.reader`."""

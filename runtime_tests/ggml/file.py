@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
+from edgeqaf.splitnames import names_from
 from runtime_tests.ggml import structs
 from runtime_tests.ggml.library import Library
 
@@ -33,7 +34,41 @@ class FileTensor:
 
 
 class GgufFile:
-    """A GGUF file opened by ggml. Raises Refused for a file it does not accept."""
+    """A GGUF file opened by ggml, or the files of which it is the first. Raises Refused for one it does not accept."""
+
+    def __init__(self, library: Library, path: Path) -> None:
+        self._c, self._path = library.c, path
+        self._parts: list[_Part] = []
+        try:
+            for name in names_from(path.name):
+                self._parts.append(_Part(library, path.with_name(name)))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+    def tensor(self, name: str) -> FileTensor:
+        """The tensor ``name``; raises Refused where no file has it, or one ends before its data does."""
+        found = next(filter(None, (part.tensor(name) for part in self._parts)), None)
+        if found is None:
+            raise Refused(f"{self._path}: llama.cpp finds no tensor {name}", "export the model again")
+        return found
+
+    def decode(self, tensor: FileTensor) -> Floats:
+        """ggml's own decode: float32, shaped like the tensor."""
+        if tensor.type == structs.TYPE_F32:  # the one type without a to_float
+            return tensor.data.view(np.float32).reshape(tensor.shape).copy()
+        weights = np.empty(tensor.shape, np.float32)
+        to_float = structs.ToFloat(_traits(self._c, tensor.type).to_float)
+        to_float(tensor.data.ctypes.data, weights.ctypes.data, weights.size)
+        return weights
+
+
+class _Part:
+    """One file opened by ggml."""
 
     def __init__(self, library: Library, path: Path) -> None:
         self._c, self._path = library.c, path
@@ -46,11 +81,11 @@ class GgufFile:
     def close(self) -> None:
         self._c.gguf_free(self._gguf)
 
-    def tensor(self, name: str) -> FileTensor:
-        """The tensor ``name``; raises Refused where the file has none, or ends before its data does."""
+    def tensor(self, name: str) -> FileTensor | None:
+        """The tensor ``name``, or None where the file has none."""
         index = self._c.gguf_find_tensor(self._gguf, name.encode())
         if index < 0:
-            raise Refused(f"{self._path}: llama.cpp finds no tensor {name}", "export the model again")
+            return None
         start = self._c.gguf_get_data_offset(self._gguf) + self._c.gguf_get_tensor_offset(self._gguf, index)
         end = start + self._c.gguf_get_tensor_size(self._gguf, index)
         if end > self._bytes.size:
@@ -62,17 +97,9 @@ class GgufFile:
         while len(sizes) > 1 and sizes[-1] == 1:
             sizes.pop()
         return FileTensor(
-            name, kind, self._traits(kind).type_name.decode(), (*reversed(sizes),), self._bytes[start:end]
+            name, kind, _traits(self._c, kind).type_name.decode(), (*reversed(sizes),), self._bytes[start:end]
         )
 
-    def decode(self, tensor: FileTensor) -> Floats:
-        """ggml's own decode: float32, shaped like the tensor."""
-        if tensor.type == structs.TYPE_F32:  # the one type without a to_float
-            return tensor.data.view(np.float32).reshape(tensor.shape).copy()
-        weights = np.empty(tensor.shape, np.float32)
-        to_float = structs.ToFloat(self._traits(tensor.type).to_float)
-        to_float(tensor.data.ctypes.data, weights.ctypes.data, weights.size)
-        return weights
 
-    def _traits(self, kind: int) -> Any:
-        return self._c.ggml_get_type_traits(kind).contents
+def _traits(c: Any, kind: int) -> Any:
+    return c.ggml_get_type_traits(kind).contents

@@ -55,7 +55,7 @@ class LlamaCpp:
 
 
 class LlamaCppSession:
-    """One GGUF file in llama.cpp; see `edgeqaf.protocols.Session`.
+    """One GGUF model in llama.cpp; see `edgeqaf.protocols.Session`.
 
     Opening parses the file. The whole model is loaded at the first question that needs it, so that
     asking for single matrices takes the memory of one matrix.

@@ -68,7 +68,7 @@ def test_so_it_is_with_tied_heads_other_alignments_and_quantized_embeddings(chan
 
 def test_so_it_is_with_a_file_that_ends_with_its_last_tensor(tmp_path):
     path = write(tmp_path / "theirs.gguf", [GGML.Q8_0], alignment=2**14)
-    contents = exporter.read_back(path).contents
+    (contents,) = exporter.read_back(path).files.parts
     last = list(contents.tensors.values())[-1]
     assert contents.padding(last) > 0
     path.write_bytes(path.read_bytes()[: -contents.padding(last)])
@@ -96,7 +96,7 @@ def test_after_tuning_only_bytes_of_codes_differ(tmp_path):
     exporter.export(QModel(base.config, tensors, base.folder), tmp_path / "tuned.gguf")
     before, after = (np.frombuffer(p.read_bytes(), np.uint8) for p in (path, tmp_path / "tuned.gguf"))
     differing = before != after
-    contents = exporter.read_back(path).contents
+    (contents,) = exporter.read_back(path).files.parts
     coded = np.zeros(len(before), bool)
     for info in contents.tensors.values():
         if info.type in LAYOUTS:
