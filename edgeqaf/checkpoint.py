@@ -184,7 +184,7 @@ def _shape(entry: Mapping[str, Any]) -> bool:
 def verify(model: QModel) -> None:
     """Refuse a model whose tensors, config or tokenizer files are not the ones its manifest names."""
     _require_companions(model)
-    found = digests(partial(rows_of, model.tensors), model.outline())
+    found = digests(partial(rows_of, model.tensors), model.outline(), "check")
     _require_root(model, {name: _require_digest(model, name, digest) for name, digest in found})
 
 

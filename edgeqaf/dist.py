@@ -19,8 +19,7 @@ from edgeqaf import __version__, plugins
 from edgeqaf.card import MODELFILE, model_card, ollama_takes
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.companions import copy_companions
-from edgeqaf.console import progress
-from edgeqaf.digest import FLOAT32, file_sha256
+from edgeqaf.digest import FLOAT32, file_sha256, merkle_root
 from edgeqaf.errors import Refused, VerificationFailed
 from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import write_json
@@ -85,14 +84,11 @@ def export(model: QModel, formats: Sequence[str], out: Path, *, force: bool = Fa
         (part / REFERENCE).mkdir(parents=True)
         copy_companions(model.folder, part / REFERENCE)
         artifacts = {}
-        with progress("export", 2 * len(formats)) as advance:
-            for i, name in enumerate(formats):
-                exporter: Exporter = plugins.find("exporters", name)
-                path = exporter.export(model, part / exporter.filename)
-                advance(2 * i + 1, f"{name} written")
-                _require_root(name, exporter, path, model.root)
-                advance(2 * i + 2, f"{name} read back")
-                artifacts[name] = path.name
+        for name in formats:
+            exporter: Exporter = plugins.find("exporters", name)
+            path = exporter.export(model, part / exporter.filename)
+            _require_root(name, exporter, path, model.root)
+            artifacts[name] = path.name
         found = serving(model.folder)
         if ollama_takes(artifacts.get("gguf")):
             (part / MODELFILE).write_text(found.modelfile(artifacts["gguf"]), "utf-8")
@@ -152,7 +148,8 @@ def _require_hash(file: Path, path: str, receipt: Mapping[str, Any]) -> None:
 
 
 def _require_root(name: str, exporter: Exporter, path: Path, root: str) -> None:
-    found = Artifact(name, path, exporter.read_back(path), path.parent / REFERENCE).root
+    artifact = Artifact(name, path, exporter.read_back(path), path.parent / REFERENCE)
+    found = merkle_root(artifact.digests(f"check {name}"))
     if found != root:
         raise VerificationFailed(
             f"{name}: the written file reads back as root {found[:12]}, the model is {root[:12]}",

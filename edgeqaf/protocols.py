@@ -68,10 +68,10 @@ class Artifact:
         """The Merkle root of its tensors."""
         return merkle_root(self.digests())
 
-    def digests(self) -> dict[str, str]:
-        """The digest of every tensor by name."""
+    def digests(self, title: str = "") -> dict[str, str]:
+        """The digest of every tensor by name. title: of a progress bar, where there should be one."""
         if isinstance(self.tensors, ByRows) and isinstance(self.tensors, Outlined):
-            return dict(digests(self.tensors.rows, self.tensors.outline()))
+            return dict(digests(self.tensors.rows, self.tensors.outline(), title))
         return {name: tensor_digest(name, stored.tensor) for name, stored in self.tensors.items()}
 
     def quantized(self) -> Iterator[tuple[str, Stored, QTensor]]:

@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -80,8 +81,11 @@ def ahead(make: Callable[[int, int], Made], runs: Iterable[tuple[int, int]]) -> 
             yield made
 
 
-def digests(rows: Callable[[str], Rows], outline: Outline, title: str = "check") -> Iterator[tuple[str, str]]:
-    """(name, digest) of every tensor, sorted, as many at a time as there are processors. rows: the tensor of a name."""
+def digests(rows: Callable[[str], Rows], outline: Outline, title: str = "") -> Iterator[tuple[str, str]]:
+    """(name, digest) of every tensor, sorted, as many at a time as there are processors.
+
+    rows: the tensor of a name. title: of a progress bar, where there should be one.
+    """
     names = sorted(outline)
     sizes = {name: prod(shape) * (4 if grid == FLOAT32 else 1) for name, (grid, shape) in outline.items()}
     done = 0
@@ -94,10 +98,12 @@ def digests(rows: Callable[[str], Rows], outline: Outline, title: str = "check")
             found.update(read(start, stop))
         return found.hex()
 
-    with ThreadPoolExecutor(threads()) as pool, progress(title, sum(sizes.values()), "B") as advance:
+    bar = progress(title, sum(sizes.values()), "B") if title else nullcontext()
+    with ThreadPoolExecutor(threads()) as pool, bar as advance:
         for name, found in zip(names, pool.map(digest, names), strict=True):
             done += sizes[name]
-            advance(done, name)
+            if advance:
+                advance(done, name)
             yield name, found
 
 

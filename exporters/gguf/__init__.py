@@ -10,10 +10,11 @@ laid out before any is written (`planned`), and read as one (`split`).
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from edgeqaf.checkpoint import QModel
 from edgeqaf.companions import FRAME
+from edgeqaf.console import progress
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.protocols import Stored, StoredAs
@@ -21,6 +22,7 @@ from edgeqaf.splitnames import split_names
 from exporters.gguf.artifact import StoredTensors
 from exporters.gguf.base import ImportedTensors, open_base
 from exporters.gguf.blocks import CARRIERS
+from exporters.gguf.container import TensorInfo
 from exporters.gguf.frame import Frame
 from exporters.gguf.fresh import Fresh
 from exporters.gguf.planned import Planned
@@ -92,9 +94,18 @@ exporter = GGUF()
 def _write(planned: Planned, path: Path) -> Path:
     """Write all files and return the first: ``path``, or named after it where there are several."""
     names = split_names(path.name, len(planned.parts))
-    for name, part in zip(names, planned.parts, strict=True):
-        with open(path.with_name(name), "xb") as file:
-            part.write(file, planned.put)
+    done = 0
+    with progress("write gguf", sum(part.size for part in planned.parts), "B") as advance:
+
+        def put(file: BinaryIO, info: TensorInfo) -> None:
+            nonlocal done
+            planned.put(file, info)
+            done += info.size
+            advance(done, info.name)
+
+        for name, part in zip(names, planned.parts, strict=True):
+            with open(path.with_name(name), "xb") as file:
+                part.write(file, put)
     return path.with_name(names[0])
 
 

@@ -15,13 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.companions import COMPANIONS, copy_companions
+from edgeqaf.console import progress
+from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored, StoredAs
-from edgeqaf.qtensor import QTensor
 from exporters.onnx import parts as layout
 from exporters.onnx.genai import genai_config
 
@@ -66,14 +68,16 @@ class OnnxExporter:
         generated = read_json(generation) if generation.is_file() else {}
         write_json(path / "genai_config.json", genai_config(model.config, generated, MODEL))
         (path / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
-        offsets, _ = layout.place(
+        offsets, size = layout.place(
             [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
         )
-        with open(path / DATA, "wb") as data:
+        with open(path / DATA, "wb") as data, progress("write onnx", size, "B") as advance:
+            done = 0
             for name in kept:
                 for part, raw in layout.pack(name, model.tensors[name]):
                     data.seek(offsets[part.name])
-                    data.write(raw.data)
+                    done += data.write(raw.data)
+                advance(done, name)
         return path
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
@@ -94,12 +98,11 @@ def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
     if (layers := model.config["num_hidden_layers"]) > len(model.tensors):
         raise Refused(f"config.json: {layers} layers, the model has {len(model.tensors)} tensors", "fix config.json")
     kept = {}
-    for name in sorted(model.tensors):
-        tensor = model.tensors[name]
-        grid = tensor.grid if isinstance(tensor, QTensor) else None
+    for name, (stored, shape) in sorted(model.outline().items()):
+        grid = None if stored == FLOAT32 else plugins.find("grids", stored)
         if grid is not None and (reason := layout.refuses(grid)):
             raise Refused(f"{name}: ONNX cannot carry {grid.name}: {reason}", "choose another grid or format")
-        kept[name] = (tuple(int(n) for n in tensor.shape), grid)
+        kept[name] = (shape, grid)
     return kept
 
 
