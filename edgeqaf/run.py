@@ -40,14 +40,15 @@ class Run:
 
     @cached_property
     def adapters(self) -> TensorFile:
-        """The file of a method with an adapter for each layer; Refused unless it holds what this base's layers have.
+        """The adapter file of a lossless method; Refused unless it holds exactly what this base's layers train.
 
         One layer of each grid and shape is read to know.
         """
+        outline = self.base.outline()
         kinds: dict[Any, dict[str, Kind]] = {}
         wanted: dict[str, Kind] = {}
         for name in self.layers:
-            path, like = name.removesuffix("weight"), self.base.outline()[name]
+            path, like = name.removesuffix("weight"), outline[name]
             if like not in kinds:
                 state = adapter_state(self.attach(self.alone(name)))
                 kinds[like] = {key.removeprefix(path): described(tensor) for key, tensor in state.items()}
