@@ -168,7 +168,7 @@ def test_two_exports_are_the_same_and_go_through_a_base_unchanged(base, tmp_path
 
 
 def test_tensors_that_are_no_parameters_are_split_too(base, tmp_path):
-    model = replace(base, config=dict(base.config) | {"rope_scaling": LLAMA3}, manifest={})
+    model = replace(base, config=dict(base.config) | {"rope_parameters": LLAMA3}, manifest={})
     whole = exported(model, tmp_path / "whole")
     first = exported(model, tmp_path / "split", 50_000)
     assert "rope_freqs.weight" in parse(first, SIZES).tensors
