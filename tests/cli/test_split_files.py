@@ -138,6 +138,8 @@ def test_it_is_compared_and_imported_as_the_whole_file_is(shell: Any, road: Any,
     shell.ok("export", "base", "-o", "one", "--format", "gguf", "--split-max-size", "1G")
     assert Path("one", "model.gguf").read_bytes() == whole.read_bytes()
     assert Path("one", "Modelfile").is_file()
+    shell.ok("export", road.merged, "-o", "lent", "--format", "gguf", "--tokenizer-from", parts[0])
+    assert Path("lent", "model.gguf").read_bytes() == whole.read_bytes()
 
 
 def test_it_is_sized_shown_and_reported(shell: Any, road: Any, parts: list[Path]) -> None:
