@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from damage import edit, flip
 
+from edgeqaf import staging
 from edgeqaf.jsonfile import read_json
 
 Copy = Callable[[Path], Path]
@@ -88,13 +89,21 @@ def test_it_is_deployed_whole_or_not_at_all(shell: Any, copy: Copy, parts: list[
     shell.refused(4, "deploy", dist, "--to", "other", says=f"{parts[1].name}: its SHA-256 is not the receipt's")
 
 
-def test_the_first_file_arrives_last(shell: Any, parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeqaf import staging
+def test_the_first_file_arrives_last_and_no_earlier_one_meets_new_others(
+    shell: Any, parts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, whole = [], staging._replace
 
-    arrived, replace = [], staging._replace
-    monkeypatch.setattr(staging, "_replace", lambda part, target: [arrived.append(target.name), replace(part, target)])
-    shell.ok("deploy", parts[0].parent, "--to", "card")
-    assert arrived == [parts[1].name, parts[0].name, "edgeqaf.json"]
+    def replace(part: Path, target: Path) -> None:
+        whole(part, target)
+        arrived.append((target.name, Path("card", parts[0].name).exists()))
+
+    monkeypatch.setattr(staging, "_replace", replace)
+    expected = [(parts[1].name, False), (parts[0].name, True), ("edgeqaf.json", True)]
+    for force in ((), ("--force",)):
+        shell.ok("deploy", parts[0].parent, "--to", "card", *force)
+        assert arrived == expected
+        arrived.clear()
 
 
 @pytest.mark.parametrize(
