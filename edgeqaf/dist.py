@@ -135,6 +135,8 @@ def deploy(folder: Path, format: str, to: Path, *, force: bool = False) -> list[
             arrived.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / path, arrived)
             _require_hash(arrived, path, receipt)
+        if len(roots) > 1 and (to / roots[0]).is_file():
+            (to / roots[0]).unlink()  # an earlier first file must not open new others, should this be cut short now
     with staged(to / MANIFEST, force=True) as part:
         shutil.copyfile(folder / MANIFEST, part)
     return files

@@ -103,4 +103,4 @@ def _anew(files: Files, limit: int) -> list[Part]:
     """The same metadata and tensors in other files; headers are sealed if they were."""
     metadata = {key: value for key, value in files.metadata.items() if key not in {*KEYS, SEAL}}
     tensors = [(name, info.shape, info.type, info.size) for name, info in files.tensors.items()]
-    return lay_out(metadata, tensors, limit, seal=SEAL in files.metadata)
+    return lay_out(metadata, tensors, limit, sealed=SEAL in files.metadata)

@@ -57,7 +57,7 @@ class Fresh:
             else tokenizer_metadata(model.folder, model.config, sizes.vocab)
         )
         metadata |= _carried((place.stored, outline[place.logical][0]) for place in places)
-        self.parts = lay_out(metadata, entries, model.split_max_bytes, seal=sealed)
+        self.parts = lay_out(metadata, entries, model.split_max_bytes, sealed=sealed)
 
     def put(self, file: BinaryIO, info: TensorInfo) -> None:
         """Write one tensor, by runs of rows."""

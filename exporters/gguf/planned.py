@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import BinaryIO, Protocol
 
-from exporters.gguf.container import ALIGNMENT, TensorInfo, Value, describe_tensors, packed_info, padded, plain_header
-from exporters.gguf.container import seal as sealed_header
+from exporters.gguf.container import (
+    ALIGNMENT,
+    TensorInfo,
+    Value,
+    describe_tensors,
+    packed_info,
+    padded,
+    plain_header,
+    seal,
+)
 from exporters.gguf.split import split_keys
 
 Tensor = tuple[str, tuple[int, ...], int, int]  # name, shape, ggml type, size in bytes
@@ -41,17 +49,17 @@ class Planned(Protocol):
         """Write one tensor, by runs of rows."""
 
 
-def lay_out(metadata: Mapping[str, Value], tensors: Sequence[Tensor], limit: int | None, *, seal: bool) -> list[Part]:
+def lay_out(metadata: Mapping[str, Value], tensors: Sequence[Tensor], limit: int | None, *, sealed: bool) -> list[Part]:
     """One file, or several where it would be larger than ``limit`` bytes.
 
     A new one begins where the next tensor would make a file, its header included, larger; so a file is larger only if
-    its first tensor makes it so. seal: whether headers carry their own digests.
+    its first tensor makes it so. sealed: whether headers carry their own digests.
     """
     common = {key: value for key, value in metadata.items() if key == ALIGNED}
     alignment = next((value.data for value in common.values() if isinstance(value.data, int)), ALIGNMENT)
 
     def header(entries: Mapping[str, Value], infos: Sequence[TensorInfo], to: int = alignment) -> bytes:
-        return (sealed_header if seal else plain_header)(entries, infos, to)
+        return (seal if sealed else plain_header)(entries, infos, to)
 
     def part(entries: Mapping[str, Value], held: Sequence[Tensor]) -> Part:
         infos = describe_tensors(held, alignment)

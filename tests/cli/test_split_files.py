@@ -1,6 +1,9 @@
 """A GGUF model split over several files, down the whole road: one artifact to every command."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 from damage import edit, flip
 
+from edgeqaf import staging
 from edgeqaf.jsonfile import read_json
 
 Copy = Callable[[Path], Path]
@@ -45,10 +49,18 @@ def test_the_receipt_has_every_file_and_the_card_the_first(parts: list[Path]) ->
     assert not (dist / "Modelfile").exists()
 
 
-def test_llama_cpp_opens_it_and_has_its_integers(shell: Any, copy: Copy, parts: list[Path], libllama: Path) -> None:
+def apart(*line: object) -> str:
+    """What a command line says in a process of its own, which may load a libllama of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqaf", *map(str, line)], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_llama_cpp_opens_it_and_has_its_integers(copy: Copy, parts: list[Path], libllama: Path) -> None:
     dist = copy(parts[0].parent)
-    line = ("verify", dist, "--runtime", "llama.cpp", "--llama-lib", libllama, "--require", "R2,llama.cpp", "--json")
-    checks = shell.ok(*line).json()["checks"]
+    line = ("--runtime", "llama.cpp", "--llama-lib", libllama, "--require", "R2,llama.cpp", "--json")
+    checks = json.loads(apart("verify", dist, *line))["checks"]
     found = {(check["rung"], check["verdict"]) for check in checks if check["subject"].startswith("llama_cpp")}
     assert found >= {("R1", "exact"), ("R2", "exact")}
     assert {check["verdict"] for check in checks if check["rung"] == "R0"} == {"exact"}
@@ -57,7 +69,7 @@ def test_llama_cpp_opens_it_and_has_its_integers(shell: Any, copy: Copy, parts: 
 def test_it_scores_as_the_whole_file_does(shell: Any, road: Any, parts: list[Path], libllama: Path) -> None:
     line = ("--data", road.data, "--rows", 2, "--runtime", "llama.cpp", "--llama-lib", libllama)
     for name, dist in {"split.json": parts[0].parent, "whole.json": road.dist}.items():
-        shell.ok("eval", dist, *line, "-o", name)
+        apart("eval", dist, *line, "-o", name)
     assert read_json(Path("split.json"))["answers"] == read_json(Path("whole.json"))["answers"] != []
 
 
@@ -77,13 +89,21 @@ def test_it_is_deployed_whole_or_not_at_all(shell: Any, copy: Copy, parts: list[
     shell.refused(4, "deploy", dist, "--to", "other", says=f"{parts[1].name}: its SHA-256 is not the receipt's")
 
 
-def test_the_first_file_arrives_last(shell: Any, parts: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeqaf import staging
+def test_the_first_file_arrives_last_and_no_earlier_one_meets_new_others(
+    shell: Any, parts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, whole = [], staging._replace
 
-    arrived, replace = [], staging._replace
-    monkeypatch.setattr(staging, "_replace", lambda part, target: [arrived.append(target.name), replace(part, target)])
-    shell.ok("deploy", parts[0].parent, "--to", "card")
-    assert arrived == [parts[1].name, parts[0].name, "edgeqaf.json"]
+    def replace(part: Path, target: Path) -> None:
+        whole(part, target)
+        arrived.append((target.name, Path("card", parts[0].name).exists()))
+
+    monkeypatch.setattr(staging, "_replace", replace)
+    expected = [(parts[1].name, False), (parts[0].name, True), ("edgeqaf.json", True)]
+    for force in ((), ("--force",)):
+        shell.ok("deploy", parts[0].parent, "--to", "card", *force)
+        assert arrived == expected
+        arrived.clear()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,8 @@ def test_it_is_compared_and_imported_as_the_whole_file_is(shell: Any, road: Any,
     shell.ok("export", "base", "-o", "one", "--format", "gguf", "--split-max-size", "1G")
     assert Path("one", "model.gguf").read_bytes() == whole.read_bytes()
     assert Path("one", "Modelfile").is_file()
+    shell.ok("export", road.merged, "-o", "lent", "--format", "gguf", "--tokenizer-from", parts[0])
+    assert Path("lent", "model.gguf").read_bytes() == whole.read_bytes()
 
 
 def test_it_is_sized_shown_and_reported(shell: Any, road: Any, parts: list[Path]) -> None:

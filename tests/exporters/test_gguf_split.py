@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 from gguf_files import GGML, write
 from safetensors.numpy import load_file
@@ -15,6 +16,7 @@ from edgeqaf.companions import FRAME
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.imported import import_base
+from edgeqaf.qtensor import QTensor
 from exporters.gguf import exporter
 from exporters.gguf.artifact import SIZES
 from exporters.gguf.container import SEAL, Value, padded
@@ -105,7 +107,7 @@ def test_a_file_that_was_merged_or_is_the_only_one_is_whole(count, tmp_path):
     parsed = parse(tmp_path / "one" / "model.gguf", SIZES)
     tensors = [(name, info.shape, info.type, info.size) for name, info in parsed.tensors.items()]
     keys = {key: Value(KEYS[key], value) for key, value in zip(KEYS, (0, count, len(tensors)), strict=True)}
-    (part,) = lay_out({**parsed.metadata, **keys}, tensors, None, seal=False)
+    (part,) = lay_out({**parsed.metadata, **keys}, tensors, None, sealed=False)
     path = tmp_path / "merged.gguf"
     path.write_bytes(part.header + raw[parsed.start :])
     merged = import_base(path, tmp_path / "merged")
@@ -116,6 +118,20 @@ def test_a_file_that_was_merged_or_is_the_only_one_is_whole(count, tmp_path):
 def test_the_frame_of_one_file_has_the_entries_it_always_had(tmp_path):
     import_base(write(tmp_path / "m.gguf", [GGML.Q4_0]), tmp_path / "base")
     assert set(load_file(tmp_path / "base" / FRAME)) == {"header", "length"}
+
+
+def test_after_tuning_no_header_differs(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    made = import_base(write(tmp_path / "theirs" / "model.gguf", MIXED, split=SPLITS[0]), tmp_path / "base")
+    tensors = {
+        name: t.replace(codes=np.where(t.codes < t.grid.hi, t.codes + 1, t.codes)) if isinstance(t, QTensor) else t
+        for name, t in made.tensors.items()
+    }
+    tuned = QModel(made.config, tensors, made.folder)
+    assert root(exported(tuned, tmp_path / "tuned")) == merkle_root(tuned.digests()) != made.root
+    for name, before in contents(tmp_path / "theirs").items():
+        after, start = (tmp_path / "tuned" / name).read_bytes(), parse(tmp_path / "theirs" / name, SIZES).start
+        assert (len(after), after[:start]) == (len(before), before[:start])
 
 
 # ---- our own
@@ -168,7 +184,7 @@ def test_two_exports_are_the_same_and_go_through_a_base_unchanged(base, tmp_path
 
 
 def test_tensors_that_are_no_parameters_are_split_too(base, tmp_path):
-    model = replace(base, config=dict(base.config) | {"rope_scaling": LLAMA3}, manifest={})
+    model = replace(base, config=dict(base.config) | {"rope_parameters": LLAMA3}, manifest={})
     whole = exported(model, tmp_path / "whole")
     first = exported(model, tmp_path / "split", 50_000)
     assert "rope_freqs.weight" in parse(first, SIZES).tensors
