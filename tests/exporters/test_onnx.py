@@ -206,13 +206,19 @@ def test_codes_are_stored_unchanged_and_a_tied_head_once(exported: tuple[QModel,
         ({"bits": 8, "hi": 255}, r"span \[0, 255\]"),
     ],
 )
-def test_refuses_says_why(changes: dict[str, int], reason: str, tmp_path: Path):
+def test_refuses_says_why(changes: dict[str, int], reason: str):
     grid = replace(plugins.find("grids", "q4_0"), **changes)
     assert re.search(reason, exporter.refuses(grid) or "")
-    model = tiny(tmp_path, "q4_0")
-    q = replace(model.tensors[Q_PROJ], grid=grid)
-    with pytest.raises(Refused, match=f"{Q_PROJ}: ONNX cannot carry q4_0: .*{reason}"):
-        exporter.plan(replace(model, tensors={**model.tensors, Q_PROJ: q}))
+
+
+REFUSED = [name for name in plugins.names("grids") if exporter.refuses(plugins.find("grids", name))]
+
+
+@pytest.mark.parametrize("grid", REFUSED)
+def test_a_model_on_a_refused_grid_is_refused_by_tensor_grid_and_reason(grid: str, tmp_path: Path):
+    reason = re.escape(exporter.refuses(plugins.find("grids", grid)) or "")
+    with pytest.raises(Refused, match=f"model.layers.0.* ONNX cannot carry {grid}: {reason}"):
+        exporter.plan(tiny(tmp_path, grid))
 
 
 def test_integer_zero_points_are_carried(tmp_path: Path):
