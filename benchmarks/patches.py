@@ -2,7 +2,7 @@
 
     python benchmarks/patches.py --shape 2b --moved 0.05     # 1.04 GB of Q4_0, 3.3 GB of disk in all
 
-The model is a Llama of random codes (`gguf_files.py`); the task moves a share of the codes of its decoder by one step,
+The model is a Llama of random codes (`synthetic.py`); the task moves a share of the codes of its decoder by one step,
 each with equal probability: noise, which no compressor brings below its entropy. Each step is a process of its own,
 whose peak memory is its own.
 """
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from gguf_files import SHAPES, make
+from synthetic import SHAPES, make
 
 from edgeqaf.checkpoint import QModel
 from edgeqaf.diff import opened
