@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ KINDS = {
 
 def names(kind: str) -> list[str]:
     """Every entry of ``kind``, sorted; nothing is imported but the package that holds them."""
-    return sorted(m.name for m in pkgutil.iter_modules([str(folder(KINDS[kind][0]))]) if not m.name.startswith("_"))
+    return list(_names(kind))
+
+
+@cache
+def _names(kind: str) -> tuple[str, ...]:
+    found = (m.name for m in pkgutil.iter_modules([str(folder(KINDS[kind][0]))]))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def find(kind: str, name: str) -> Any:
