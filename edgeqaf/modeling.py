@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from edgeqaf.digest import Tensor
@@ -85,13 +86,21 @@ def skeleton(config: Mapping[str, Any], attention: str | None = None) -> Any:
     try:
         settings = CONFIG_MAPPING[config["model_type"]].from_dict(deepcopy(dict(config)))
         settings.dtype = torch.float32
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _Unallocated():
             model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32, attn_implementation=attention)
     except Exception as error:  # transformers raises what happens to go wrong first
         raise Refused(
             f"config.json describes no model: {type(error).__name__}: {error}", "it was damaged or edited; restore it"
         ) from None
     return model.eval()
+
+
+class _Unallocated(TorchFunctionMode):
+    """Parameters that are made empty are made on the meta device at once; `init_empty_weights` moves them there once
+    they have their memory, of which an embedding may need more than there is."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}) | ({"device": "meta"} if function is torch.empty else {}))
 
 
 def require_plausible(config: Mapping[str, Any], tensors: int) -> None:

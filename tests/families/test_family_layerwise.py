@@ -1,6 +1,10 @@
 """Layer by layer, every family's logits are those of the whole model, in bits, whatever its tensors are."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,3 +114,21 @@ def test_a_missing_or_ill_shaped_tensor_is_named_as_for_the_whole_model(name: st
         for way in (build, lambda config, tensors: witness.layerwise(config, tensors, prompts(made))):
             with pytest.raises(Refused, match=says):
                 way(made.config, tensors)
+
+
+LARGE = """
+import resource
+resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30,) * 2)  # an embedding of this model takes 4 GB
+from edgeqaf.modeling import skeleton
+model = skeleton({
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 2,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256,
+})
+assert all(p.is_meta for p in model.parameters()) and not any(b.is_meta for b in model.buffers())
+"""
+
+
+def test_a_skeleton_asks_the_system_for_no_weight_of_a_large_model() -> None:
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", LARGE], env={**os.environ, "PYTHONPATH": root}, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr.decode()
