@@ -21,6 +21,7 @@ class Plan(NamedTuple):
     stored: bool
     signed: bool
     centre: np.float32
+    half: np.float32
     lo: np.float32
     hi: np.float32
     side: np.float32
@@ -38,6 +39,6 @@ def plan(grid: Grid, search: bool) -> Plan:
     )
     return Plan(
         block=grid.block, sums=min(grid.block, 128), offset=offset, stored=stored,
-        signed=not (grid.centre or offset or stored), centre=centre, lo=lo, hi=hi, side=side, starts=starts,
-        again=refits(grid), tries=1 + starts * len(TRIES) if search else 1,
+        signed=not (grid.centre or offset or stored), centre=centre, half=centre + np.float32(0.5), lo=lo, hi=hi,
+        side=side, starts=starts, again=refits(grid), tries=1 + starts * len(TRIES) if search else 1,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from edgeqaf.digest import Floats
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.kernels.constants import plan
 from edgeqaf.kernels.cpu import over_rows
+from edgeqaf.kernels.lanes import WIDE, nearest
 from edgeqaf.qtensor import QTensor
 from edgeqaf.rounding import factors
 
@@ -169,47 +170,17 @@ def _candidates(g, fan, w, scales, zeros, found, a, b, ones, acc):
     return True
 
 
-@cache
-def _nearest(grid: Grid, search: bool) -> Callable[..., None]:
-    """`rounding._quantize_rows`."""
-    g, fan = plan(grid, search), np.array(factors(grid))
-
-    @compiled
-    def kernel(weights, stored, scale, zero, failed, first, last):
-        found, a, b = np.empty(g.block, np.float32), np.empty(g.block, np.float32), np.empty(g.block, np.float32)
-        ones, acc = np.ones(g.block, np.float32), np.empty(LANES, np.float32)
-        scales, zeros = np.empty(g.tries, np.float32), np.empty(g.tries, np.float32)
-        for r in range(first, last):
-            for at in range(scale.shape[1]):
-                w, least = weights[r, at * g.block : (at + 1) * g.block], np.float32(0)
-                if not _candidates(g, fan, w, scales, zeros, found, a, b, ones, acc):
-                    failed[0] = 1
-                    return
-                to = stored[r, at * g.block : (at + 1) * g.block]
-                for i in range(g.tries):
-                    _codes(g, w, scales[i], zeros[i], found)
-                    if g.tries > 1:
-                        for j in range(g.block):
-                            a[j] = _value(g, found[j], scales[i], zeros[i]) - w[j]
-                        error = _dot(g, a, a, acc)
-                        if i and not error < least:
-                            continue
-                        least = error
-                    scale[r, at], zero[r, at] = scales[i], zeros[i]
-                    for j in range(g.block):
-                        to[j] = np.int8(found[j])
-
-    return kernel
-
-
 def quantize(weights: Floats, grid: Grid, *, search: bool) -> QTensor | None:
     """`edgeqaf.rounding.definition`; None where a scale leaves float16."""
-    weights, failed = np.ascontiguousarray(weights), np.zeros(1, np.int8)
-    out, inputs = weights.shape
-    codes, scale = np.empty((out, inputs), np.int8), np.empty((out, inputs // grid.block), np.float32)
+    blocks, failed = np.ascontiguousarray(weights).reshape(-1, grid.block), np.zeros(1, np.int8)
+    codes, scale = np.empty(blocks.shape, np.int8), np.empty(len(blocks), np.float32)
     zero = np.empty_like(scale)
-    over_rows(_nearest(grid, search), out, inputs, weights, codes, scale, zero, failed)
-    return None if failed[0] else QTensor(grid, codes, scale, None if grid.zero is Zero.NONE else zero)
+    over_rows(nearest(grid, search), *blocks.shape, blocks, codes, scale, zero, failed, band=WIDE)
+    if failed[0]:
+        return None
+    each = len(weights), -1
+    kept = None if grid.zero is Zero.NONE else zero.reshape(each)
+    return QTensor(grid, codes.reshape(each), scale.reshape(each), kept)
 
 
 @cache
