@@ -147,22 +147,22 @@ def _block_sum(g, term, w, steps, parts, row, total):
             row[total, n] = found if start == 0 else row[total, n] + found
 
 
-@step
+@scalar
 def _weight(g, w, steps, row, j, n):
     return w[j, n]
 
 
-@step
+@scalar
 def _squared_step(g, w, steps, row, j, n):
     return steps[j, n] * steps[j, n]
 
 
-@step
+@scalar
 def _product(g, w, steps, row, j, n):
     return steps[j, n] * ((w[j, n] - row[MEAN, n]) if g.offset else w[j, n])
 
 
-@step
+@scalar
 def _squared_error(g, w, steps, row, j, n):
     code = _code(g, w[j, n], row[INVERSE, n], row[ZERO, n], row[WHOLE, n])
     error = _value(g, code, row[SCALE, n], row[ZERO, n]) - w[j, n]
@@ -200,8 +200,8 @@ def _fit(g, w, steps, parts, row):
 
 
 @step
-def _candidate(g, fan, i, w, steps, parts, row, wrong):
-    """`rounding._candidates`: the i-th of each block."""
+def _candidate(g, fan, i, w, steps, parts, row):
+    """`rounding._candidates`: the i-th of each block. Returns whether one cannot be stored."""
     for n in range(WIDE):
         row[SCALE, n], row[ZERO, n] = row[END, n], row[START, n]
     if i:
@@ -210,22 +210,28 @@ def _candidate(g, fan, i, w, steps, parts, row, wrong):
             row[SCALE, n], row[ZERO, n] = _start(g, factor, second, row[END, n], row[START, n])
         for _ in range(g.again):
             _fit(g, w, steps, parts, row)
+    wrong = np.int8(0)
     for n in range(WIDE):
         z = row[ZERO, n]
         row[SCALE, n] = _half(row[SCALE, n])
         row[ZERO, n] = _half(z) if g.offset else min(max(np.rint(z), g.lo), g.hi) if g.stored else np.float32(0)
-        stored = abs(row[SCALE, n]) < INFINITE and abs(row[ZERO, n]) < INFINITE
-        wrong[n] |= np.int32(0) if stored else np.int32(1)
+        wrong |= np.int8(0) if abs(row[SCALE, n]) < INFINITE and abs(row[ZERO, n]) < INFINITE else np.int8(1)
     _of_scale(row)
+    return wrong
 
 
 @step
-def _load(g, blocks, at, last, w):
-    """Blocks from ``at``; lanes beyond the last block repeat it."""
+def _begin(g, blocks, at, last, w, steps, parts, row):
+    """Blocks from ``at``, and what all candidates share; lanes beyond the last block repeat it."""
     for n in range(WIDE):
         block = blocks[min(at + n, last - 1)]
         for j in range(g.block):
             w[j, n] = block[j]
+    _ends(g, w, row)
+    if g.offset and g.tries > 1:
+        _block_sum(g, _weight, w, steps, parts, row, MEAN)
+        for n in range(WIDE):
+            row[MEAN, n] /= np.float32(g.block)
 
 
 @cache
@@ -237,26 +243,17 @@ def nearest(grid: Grid, search: bool) -> Callable[..., None]:
     def kernel(blocks, stored, scale, zero, failed, first, last):
         w, steps = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
         parts, row = np.empty((PARTS, WIDE), np.float32), np.zeros((ROWS, WIDE), np.float32)
-        wrong = np.zeros(WIDE, np.int32)
         for at in range(first, last, WIDE):
-            _load(g, blocks, at, last, w)
-            _ends(g, w, row)
-            if g.offset and g.tries > 1:
-                _block_sum(g, _weight, w, steps, parts, row, MEAN)
-                for n in range(WIDE):
-                    row[MEAN, n] /= np.float32(g.block)
+            _begin(g, blocks, at, last, w, steps, parts, row)
             for i in range(g.tries):
-                _candidate(g, fan, i, w, steps, parts, row, wrong)
+                failed[0] |= _candidate(g, fan, i, w, steps, parts, row)
                 if g.tries > 1:
                     _block_sum(g, _squared_error, w, steps, parts, row, TOTAL)
-                if i == 0:
-                    row[KEPT][:], row[KEPT_ZERO][:], row[LEAST][:] = row[SCALE], row[ZERO], row[TOTAL]
                 for n in range(WIDE):
-                    better, s, z = row[TOTAL, n] < row[LEAST, n], row[KEPT, n], row[KEPT_ZERO, n]
-                    row[KEPT, n], row[KEPT_ZERO, n] = row[SCALE, n] if better else s, row[ZERO, n] if better else z
-                    row[LEAST, n] = row[TOTAL, n] if better else row[LEAST, n]
-            if wrong.any():
-                failed[0] = 1
+                    better = row[TOTAL, n] < row[LEAST, n] or i == 0
+                    for kept, tried in ((LEAST, TOTAL), (KEPT, SCALE), (KEPT_ZERO, ZERO)):
+                        row[kept, n] = row[tried, n] if better else row[kept, n]
+            if failed[0]:
                 return
             for n in range(min(WIDE, last - at)):
                 s, z = row[KEPT, n], row[KEPT_ZERO, n]
@@ -264,5 +261,56 @@ def nearest(grid: Grid, search: bool) -> Callable[..., None]:
                 scale[at + n], zero[at + n] = s, z
                 for j in range(g.block):
                     to[j] = np.int8(_code(g, block[j], inverse, z, whole))
+
+    return kernel
+
+
+@cache
+def in_order(grid: Grid) -> Callable[..., None]:
+    """`edgeqaf.gptq.tried` of blocks [.., block], those from first to last."""
+    g, fan = plan(grid, True), np.array(factors(grid))
+
+    @compiled
+    def kernel(blocks, shares, costs, stored, scale, zero, errors, failed, first, last):
+        w, steps = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
+        left, lost = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
+        codes, kept = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
+        parts, row = np.empty((PARTS, WIDE), np.float32), np.zeros((ROWS, WIDE), np.float32)
+        for at in range(first, last, WIDE):
+            _begin(g, blocks, at, last, w, steps, parts, row)
+            for i in range(g.tries):
+                failed[0] |= _candidate(g, fan, i, w, steps, parts, row)
+                for j in range(g.block):
+                    for n in range(WIDE):
+                        left[j, n] = w[j, n]
+                for j in range(g.block):
+                    for n in range(WIDE):
+                        steps[j, n] = _code(g, left[j, n], row[INVERSE, n], row[ZERO, n], row[WHOLE, n])
+                    for n in range(WIDE):
+                        lost[j, n] = left[j, n] - _value(g, steps[j, n], row[SCALE, n], row[ZERO, n])
+                    for k in range(j + 1, g.block):
+                        share = shares[j, k]
+                        for n in range(WIDE):
+                            left[k, n] -= lost[j, n] * share
+                    for n in range(WIDE):
+                        left[j, n] = lost[j, n] * lost[j, n] * costs[j]
+                _block_sum(g, _weight, left, steps, parts, row, TOTAL)
+                for j in range(g.block):
+                    for n in range(WIDE):
+                        better = row[TOTAL, n] < row[LEAST, n] or i == 0
+                        codes[j, n] = steps[j, n] if better else codes[j, n]
+                    for n in range(WIDE):
+                        better = row[TOTAL, n] < row[LEAST, n] or i == 0
+                        kept[j, n] = lost[j, n] if better else kept[j, n]
+                for n in range(WIDE):
+                    better = row[TOTAL, n] < row[LEAST, n] or i == 0
+                    for best, tried in ((LEAST, TOTAL), (KEPT, SCALE), (KEPT_ZERO, ZERO)):
+                        row[best, n] = row[tried, n] if better else row[best, n]
+            if failed[0]:
+                return
+            for n in range(min(WIDE, last - at)):
+                scale[at + n], zero[at + n] = row[KEPT, n], row[KEPT_ZERO, n]
+                for j in range(g.block):
+                    stored[at + n, j], errors[at + n, j] = np.int8(codes[j, n]), kept[j, n]
 
     return kernel

@@ -7,6 +7,7 @@ import torch
 from edgeqaf import plugins, rounding
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
+from edgeqaf.kernels import lanes
 from edgeqaf.kernels import rounding as compiled
 from edgeqaf.qtensor import to_half
 
@@ -74,7 +75,7 @@ def test_halves_are_rounded_as_numpy_rounds_them() -> None:
     near = np.concatenate([halves, middles, [65520, 65519.99, 1e9]]).astype(np.float32)
     x = np.concatenate([near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(1e10))])
     x = np.concatenate([x, -x])
-    found = np.array([compiled._half(v) for v in x], np.float32)
+    found = np.array([lanes._half(v) for v in x], np.float32)
     finite = np.abs(to_half(x)) < np.inf
     assert np.array_equal(found[finite].view(np.uint32), to_half(x)[finite].view(np.uint32))
     assert np.isinf(found[~finite]).all()
