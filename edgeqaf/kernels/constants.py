@@ -1,5 +1,7 @@
-"""What the kernels of `edgeqaf.kernels.rounding` know of a grid: constants of their code, by which it is cached."""
+"""What the kernels of `edgeqaf.kernels.lanes` know of a grid: constants of their code, by which it is cached."""
 
+import zlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,8 @@ class Plan(NamedTuple):
     """A grid and a search, as the kernels take them: constants that their cache can be keyed by.
 
     sums: of so many terms at a time (`block_sum`). offset, stored: the form of the zero. signed: no code is the middle.
-    side: what the largest weight is divided by. starts: candidates for each factor of the fan; tries: of all.
+    half: centre and 1/2. side: what the largest weight is divided by. starts: candidates for each factor of the fan;
+    tries: of all. steps: a sum of the text of `edgeqaf.kernels.scalars`; numba looks at a kernel's own file only.
     """
 
     block: int
@@ -21,12 +24,14 @@ class Plan(NamedTuple):
     stored: bool
     signed: bool
     centre: np.float32
+    half: np.float32
     lo: np.float32
     hi: np.float32
     side: np.float32
     starts: int
     again: int
     tries: int
+    steps: int
 
 
 def plan(grid: Grid, search: bool) -> Plan:
@@ -38,6 +43,7 @@ def plan(grid: Grid, search: bool) -> Plan:
     )
     return Plan(
         block=grid.block, sums=min(grid.block, 128), offset=offset, stored=stored,
-        signed=not (grid.centre or offset or stored), centre=centre, lo=lo, hi=hi, side=side, starts=starts,
-        again=refits(grid), tries=1 + starts * len(TRIES) if search else 1,
+        signed=not (grid.centre or offset or stored), centre=centre, half=centre + np.float32(0.5), lo=lo, hi=hi,
+        side=side, starts=starts, again=refits(grid), tries=1 + starts * len(TRIES) if search else 1,
+        steps=zlib.crc32(Path(__file__).with_name("scalars.py").read_bytes()),
     )  # fmt: skip

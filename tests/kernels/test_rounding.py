@@ -8,6 +8,7 @@ from edgeqaf import plugins, rounding
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from edgeqaf.kernels import rounding as compiled
+from edgeqaf.kernels import scalars
 from edgeqaf.qtensor import to_half
 
 GRIDS = [g for n in plugins.names("grids") if (g := plugins.find("grids", n)).levels is None]
@@ -74,10 +75,23 @@ def test_halves_are_rounded_as_numpy_rounds_them() -> None:
     near = np.concatenate([halves, middles, [65520, 65519.99, 1e9]]).astype(np.float32)
     x = np.concatenate([near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(1e10))])
     x = np.concatenate([x, -x])
-    found = np.array([compiled._half(v) for v in x], np.float32)
+    found = np.array([scalars.half(v) for v in x], np.float32)
     finite = np.abs(to_half(x)) < np.inf
     assert np.array_equal(found[finite].view(np.uint32), to_half(x)[finite].view(np.uint32))
     assert np.isinf(found[~finite]).all()
+
+
+@pytest.mark.parametrize("grid", [g for g in GRIDS if g.centre], ids=lambda grid: grid.name)
+def test_one_addition_rounds_as_two_do(grid: Grid) -> None:
+    """floor(x + centre + 1/2) never falls as x rises, so it is the same function if each code begins at the same x."""
+    centre, half, one = np.float32(grid.centre), np.float32(0.5), np.float32(grid.centre + 0.5)
+    for code in range(grid.lo + 1, grid.hi + 1):
+        low, high = np.float32(-300), np.float32(300)  # bisection, to neighbours
+        while (middle := (low + high) / np.float32(2)) not in (low, high):
+            low, high = (low, middle) if np.floor(middle + centre + half) >= code else (middle, high)
+        if np.nextafter(low, high) != high:  # around zero, halving stays above the smallest numbers
+            pytest.fail(f"{low!r} and {high!r} are no neighbours")
+        assert np.floor(high + one) >= code > np.floor(low + one)
 
 
 def test_any_cut_of_rows_and_any_strides_are_alike() -> None:
