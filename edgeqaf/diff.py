@@ -1,6 +1,6 @@
 """The difference of two models, tensor by tensor, in stored integers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
-from edgeqaf.digest import FLOAT32, Tensor
-from edgeqaf.parts import CODES, Parts, split
-from edgeqaf.qtensor import QTensor
-from edgeqaf.runs import cuts, rows_of, threads
+from edgeqaf.digest import FLOAT32
+from edgeqaf.parts import CODES, Parts
+from edgeqaf.runs import Run, cuts, rows_of, threads
 
 Kind = tuple[str, tuple[int, ...]]  # grid, or "float32", and shape
 
@@ -66,9 +65,9 @@ def unlike(name: str, x: Kind | None, y: Kind | None) -> Change | None:
     return Change(name, f"grid {one} against {other}", weights, 0, weights) if one != other else None
 
 
-def parts_of(rows: Tensor) -> Parts:
+def parts_of(run: Run) -> Parts:
     """The parts of some rows; of floats, one."""
-    return split(rows) if isinstance(rows, QTensor) else {FLOAT32: rows}
+    return run if isinstance(run, Mapping) else {FLOAT32: run}
 
 
 def moved(x: Parts, y: Parts) -> tuple[int, int]:

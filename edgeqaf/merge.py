@@ -12,7 +12,6 @@ One tensor is in memory at a time, for the logits one decoder layer.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from edgeqaf.packed import Packed, weights
 from edgeqaf.qtensor import QTensor, check, decode
 from edgeqaf.report import compare_bits, first_difference
 from edgeqaf.run import Run, open_run
-from edgeqaf.runs import Rows, part, rows_of
+from edgeqaf.runs import Rows, rows_in, rows_of
 from edgeqaf.tokenizer import Tokenizer
 
 
@@ -102,7 +101,7 @@ class Folded(Mapping[str, Tensor]):
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`; what is folded, is so as a whole."""
-        return partial(part, self[name]) if name in self._layers else rows_of(self._run.base.tensors, name)
+        return rows_in(self[name]) if name in self._layers else rows_of(self._run.base.tensors, name)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._layers:

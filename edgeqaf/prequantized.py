@@ -6,7 +6,6 @@ blocks of 32 that repeat its scale and zero. Nothing is rounded, and no quantize
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from edgeqaf.grid import Grid, Zero
 from edgeqaf.importing import ANEW, Arrays, Importer, Layer
 from edgeqaf.jsonfile import write_json
 from edgeqaf.qtensor import QTensor, check, to_half
-from edgeqaf.runs import Rows, part
+from edgeqaf.runs import Rows, rows_in
 from edgeqaf.shards import Shards
 from edgeqaf.source import HEAD, FloatModel, has_bias, read_config
 from edgeqaf.tensorfile import Array
@@ -69,7 +68,7 @@ class Imported(Mapping[str, Tensor]):
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`; what is quantized, is read as a whole."""
-        return partial(part, self[name]) if name in self._layers or name in self._idle else self._floats.rows(name)
+        return rows_in(self[name]) if name in self._layers or name in self._idle else self._floats.rows(name)
 
     def _is_idle(self, name: str) -> bool:
         """Whether it is the bias of zeros that AutoGPTQ stores for layers that have none."""

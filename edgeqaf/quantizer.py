@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
 from edgeqaf.quantize import GRID, Plan, plan
-from edgeqaf.runs import Rows, part
+from edgeqaf.runs import Rows, rows_in
 from edgeqaf.source import FloatModel
 
 Rule = Callable[[Floats, Grid], QTensor]
@@ -129,7 +128,7 @@ class AsAsked(Mapping[str, Tensor]):
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`; what is quantized, is so as a whole."""
         on_grid = self._job.stored[name] == self._job.grid.name
-        return partial(part, self._quantized(name)) if on_grid else self._job.source.rows(name)
+        return rows_in(self._quantized(name)) if on_grid else self._job.source.rows(name)
 
     def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """`edgeqaf.checkpoint.QModel.outline`; no tensor is read for it."""

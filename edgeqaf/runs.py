@@ -9,9 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from math import prod
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -19,8 +17,10 @@ import numpy as np
 
 from edgeqaf import plugins
 from edgeqaf.console import progress
-from edgeqaf.digest import FLOAT32, Tensor, TensorDigest
-from edgeqaf.qtensor import QTensor, Supers
+from edgeqaf.digest import FLOAT32, Floats, Tensor, TensorDigest
+from edgeqaf.grid import Grid
+from edgeqaf.parts import Parts, dtypes, join, shapes, split
+from edgeqaf.qtensor import QTensor
 
 Made = TypeVar("Made")
 RUN = 2**21  # weights of a run
@@ -28,7 +28,8 @@ RUN = 2**21  # weights of a run
 # freed (mallopt(3), M_MMAP_THRESHOLD); numpy is six times as fast on runs whose memory stays with the process.
 np.empty(2**25 - 2**13, np.uint8)
 Outline = Mapping[str, tuple[str, tuple[int, ...]]]  # `edgeqaf.checkpoint.QModel.outline`
-Rows = Callable[[int, int], Tensor]  # (start, stop) -> those rows of a tensor; of a vector, those elements
+Run = Parts | Floats  # some rows of a tensor on a grid, by their parts, or of one of floats
+Rows = Callable[[int, int], Run]  # (start, stop) -> those rows of a tensor; of a vector, those elements
 
 
 @runtime_checkable
@@ -41,22 +42,27 @@ class ByRows(Protocol):
 
 def rows_of(tensors: Mapping[str, Tensor], name: str) -> Rows:
     """One of some tensors by rows; where they cannot be had so, it is read as a whole, now."""
-    return tensors.rows(name) if isinstance(tensors, ByRows) else partial(part, tensors[name])
+    return tensors.rows(name) if isinstance(tensors, ByRows) else rows_in(tensors[name])
 
 
-def part(tensor: Tensor, start: int, stop: int) -> Tensor:
-    """Rows [start, stop) of a tensor in memory, without a copy; a number has one."""
-    rows = slice(start, stop)
+def rows_in(tensor: Tensor) -> Rows:
+    """The rows of a tensor in memory, of which nothing is copied; a number is one row."""
     if not isinstance(tensor, QTensor):
-        return np.atleast_1d(tensor)[rows]
-    zero, supers = tensor.zero, tensor.supers
-    if supers is not None:
-        kept = (supers.d, supers.scales, supers.dmin, supers.mins)
-        supers = Supers(*(None if values is None else values[rows] for values in kept))
-    return replace(
-        tensor, codes=tensor.codes[rows], scale=tensor.scale[rows], zero=None if zero is None else zero[rows],
-        supers=supers,
-    )  # fmt: skip
+        return lambda start, stop: np.atleast_1d(tensor)[start:stop]
+    parts = split(tensor)
+    return lambda start, stop: {part: array[start:stop] for part, array in parts.items()}
+
+
+def whole(rows: Rows, grid: Grid, shape: tuple[int, int]) -> QTensor:
+    """All of a tensor [out, in] on a grid, put together by runs."""
+    types = dtypes(grid)
+    parts = {part: np.empty(size, types[part]) for part, size in shapes(grid, shape).items()}
+    for start, stop in cuts(shape):
+        run = rows(start, stop)
+        assert isinstance(run, Mapping)
+        for part, array in run.items():
+            parts[part][start:stop] = array
+    return join(grid, parts)
 
 
 def cuts(shape: tuple[int, ...], unit: int = 1) -> Iterator[tuple[int, int]]:
@@ -67,17 +73,20 @@ def cuts(shape: tuple[int, ...], unit: int = 1) -> Iterator[tuple[int, int]]:
 
 
 def ahead(make: Callable[[int, int], Made], runs: Iterable[tuple[int, int]]) -> Iterator[Made]:
-    """``make(start, stop)`` of every run, in order; other threads make the next ones while the caller takes one."""
+    """``make(start, stop)`` of every run, in order; another thread makes the next while the caller takes one.
+
+    One thread: two that compute would wait for each other at the interpreter's lock, between numpy's short calls.
+    """
     remaining = iter(runs)
     first = list(islice(remaining, 2))
     if len(first) < 2:
         yield from (make(*run) for run in first)
         return
-    with ThreadPoolExecutor(threads()) as pool:
-        waiting = deque(pool.submit(make, *run) for run in chain(first, islice(remaining, threads() - 1)))
+    with ThreadPoolExecutor(1) as beside:
+        waiting = deque(beside.submit(make, *run) for run in first)
         while waiting:
             made = waiting.popleft().result()
-            waiting.extend(pool.submit(make, *run) for run in islice(remaining, 1))
+            waiting.extend(beside.submit(make, *run) for run in islice(remaining, 1))
             yield made
 
 

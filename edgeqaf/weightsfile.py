@@ -15,7 +15,7 @@ from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from edgeqaf.packing import WIDTHS, pack_codes, unpack_codes
 from edgeqaf.qtensor import QTensor, check
-from edgeqaf.runs import Outline, Rows, ahead, cuts, rows_of
+from edgeqaf.runs import Outline, Rows, ahead, cuts, rows_of, whole
 from edgeqaf.tensorfile import NAMES, Array, TensorFile, TensorWriter
 
 AGAIN = "the folder is damaged; make it again"
@@ -64,11 +64,10 @@ def write(
     digest = TensorDigest(name, shape, found, beside)
     others: dict[str, list[Array]] = {}
 
-    def packed(start: int, stop: int) -> tuple[dict[str, Array], Array]:
+    def packed(start: int, stop: int) -> tuple[parts.Parts, Array]:
         run = rows(start, stop)
-        assert isinstance(run, QTensor)
-        arrays = parts.split(check(run, name))
-        return arrays, pack_codes(run.codes, found)
+        assert isinstance(run, Mapping)
+        return parts.check(found, run, name), pack_codes(run[parts.CODES], found)
 
     def codes() -> Iterator[Array]:
         for arrays, run in ahead(packed, cuts(shape)):
@@ -90,7 +89,7 @@ def _write_floats(file: TensorWriter, name: str, shape: tuple[int, ...], rows: R
     def runs() -> Iterator[Floats]:
         for start, stop in cuts(shape):
             run = rows(start, stop)
-            assert not isinstance(run, QTensor)
+            assert isinstance(run, np.ndarray)
             yield run
 
     digest, dtype = TensorDigest(name, shape, None, beside), _narrowest(runs())
@@ -136,10 +135,12 @@ class WeightsFile(Mapping[str, Tensor]):
         return name in self._entries  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        key, *_ = _keys(name, self._entries[name]["grid"])
-        if key == name:
+        grid_name = self._entries[name]["grid"]
+        if grid_name == FLOAT32:
             return self._file[name].astype(np.float32)
-        return self.rows(name)(0, self._file.shape(key)[0])
+        grid: Grid = plugins.find("grids", grid_name)
+        out, columns = self._file.shape(f"{name}.{parts.CODES}")
+        return whole(self.rows(name), grid, (out, columns * 8 // WIDTHS[grid.bits]))
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`."""
@@ -150,10 +151,10 @@ class WeightsFile(Mapping[str, Tensor]):
         keys = {part: f"{name}.{part}" for part in parts.dtypes(grid)}
         self._require_parts(keys, grid)
 
-        def read(start: int, stop: int) -> QTensor:
+        def read(start: int, stop: int) -> parts.Parts:
             found = {part: self._file.rows(key, start, stop) for part, key in keys.items()}
             found[parts.CODES] = unpack_codes(found[parts.CODES], grid)
-            return check(parts.join(grid, found), name)
+            return parts.check(grid, found, name)
 
         return read
 

@@ -75,7 +75,7 @@ class StoredTensors(Mapping[str, Stored]):
 
     def __getitem__(self, name: str) -> Stored:
         place = self.places[name]
-        return Stored(self.rows(name)(0, place.shape[0]), place.stored, place.rows)
+        return Stored(self.located(name).whole(), place.stored, place.rows)
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`."""

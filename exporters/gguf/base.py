@@ -48,18 +48,21 @@ class ImportedTensors(Mapping[str, Tensor]):
         return self._stored.outline()
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.rows(name)(0, self._stored.places[name].shape[0])
+        return self._checked(name).whole()
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`."""
+        return self._checked(name).read
+
+    def _checked(self, name: str) -> InFile:
         found = self._stored.located(name)
         if found.place.added:
             self._require_given_back(found)
-        return found.read
+        return found
 
     def _require_given_back(self, found: InFile) -> None:
         """Refuse values from which the file's cannot be had back."""
-        tensor, place, contents = found.read(0, found.place.shape[0]), found.place, found.contents
+        tensor, place, contents = found.whole(), found.place, found.contents
         if isinstance(tensor, np.ndarray):
             again = np.asarray(place.to_file(tensor))
             original = widen(contents.raw(found.info), found.info.type, found.info.shape, place.stored)

@@ -80,7 +80,8 @@ class Frame:
             file.write(raw.data)
             return
         place = self._places[info.name]
-        write_tensor(file, rows_of(self._model.tensors, place.logical), place, info)
+        grid = LAYOUTS[info.type].grid if info.type in LAYOUTS else FLOAT32
+        write_tensor(file, rows_of(self._model.tensors, place.logical), place, info, grid)
 
     def _require_grids(self, grids: dict[str, str]) -> None:
         expected = {

@@ -40,6 +40,7 @@ class Fresh:
         family.check(model.config)
         sizes, outline = family.dimensions(model.config), model.outline()
         places = _placed(model, outline, family, sizes)
+        self._outline = outline
         self._places = {place.stored: place for place in places}
         self._factors = family.factors(model.config)
         entries = [(name, values.shape, F32, values.nbytes) for name, values in self._factors.items()]
@@ -65,7 +66,8 @@ class Fresh:
         if place is None:
             file.write(np.ascontiguousarray(self._factors[info.name], "<f4").tobytes())
         else:
-            write_tensor(file, rows_of(self._model.tensors, place.logical), place, info)
+            grid, _ = self._outline[place.logical]
+            write_tensor(file, rows_of(self._model.tensors, place.logical), place, info, grid)
 
 
 def _placed(model: QModel, outline: Outline, family: Family, sizes: Dimensions) -> list[Place]:

@@ -1,17 +1,14 @@
 """Where a tensor of the model is in a file, and what is done to it on the way there and back."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf.digest import Floats, Tensor
+from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
-from edgeqaf.parts import join, split
-from edgeqaf.protocols import Stored
-from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import Run
 
 
 @dataclass(frozen=True)
@@ -69,12 +66,12 @@ class Place:
         heads = count // self.unit if self.interleaved_heads else 0
         return replace(self, shape=(count, *self.shape[1:]), interleaved_heads=heads)
 
-    def to_file(self, tensor: Tensor) -> Tensor:
-        """The logical tensor as the file holds it; Refused where its values could not be told from the file's."""
-        moved = permuted(tensor, Stored(tensor, self.stored, self.rows).in_file_order)
+    def to_file(self, run: Run) -> Run:
+        """Logical rows (see `some`) as the file holds them; Refused where values could not be told from the file's."""
+        moved = self._moved(run)
         if not self.added:
             return moved
-        values = self._float(moved)
+        values = self._floats(moved)
         shifted = values + np.float32(self.added)
         if ((shifted - np.float32(self.added)).view(np.uint32) != values.view(np.uint32)).any():
             raise Refused(
@@ -83,22 +80,18 @@ class Place:
             )
         return shifted
 
-    def from_file(self, tensor: Tensor) -> Tensor:
-        """The inverse of `to_file`."""
-        return self.unshifted(permuted(tensor, Stored(tensor, self.stored, self.rows).in_logical_order))
-
-    def unshifted(self, rows: Tensor) -> Tensor:
+    def unshifted(self, rows: Floats) -> Floats:
         """Rows from the file without what is `added` to them there."""
-        return self._float(rows) - np.float32(self.added) if self.added else rows
+        return rows - np.float32(self.added) if self.added else rows
 
-    def _float(self, tensor: Tensor) -> Floats:
-        if isinstance(tensor, QTensor):
-            raise Refused(f"{self.logical} is on grid {tensor.grid.name}", "keep vectors in float")
-        return tensor
+    def _moved(self, run: Run) -> Run:
+        """The rows in the file's order, codes and parameters together."""
+        order = self.rows
+        if order is None:
+            return run
+        return {part: array[order] for part, array in run.items()} if isinstance(run, Mapping) else run[order]
 
-
-def permuted(tensor: Tensor, order: Callable[[NDArray[Any]], NDArray[Any]]) -> Tensor:
-    """``tensor`` with its rows reordered, codes and parameters together."""
-    if not isinstance(tensor, QTensor):
-        return order(tensor)
-    return join(tensor.grid, {part: order(array) for part, array in split(tensor).items()})
+    def _floats(self, run: Run) -> Floats:
+        if isinstance(run, Mapping):
+            raise Refused(f"{self.logical} is on a grid", "keep vectors in float")
+        return run

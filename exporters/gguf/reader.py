@@ -7,7 +7,7 @@ no field accounts for.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -184,6 +184,21 @@ class _Reader:
     def string(self, what: str, limit: int) -> bytes:
         return self.take(self.count(f"length of {what}", limit, 1), what)
 
+    def strings(self, what: str, count: int) -> Iterator[bytes]:
+        """`string`, many times, without its calls: a vocabulary has hundreds of thousands."""
+        read, end = self._file.read, min(self.size, MAX_HEADER)
+        for _ in range(count):
+            length = int.from_bytes(head := read(8), "little")
+            if len(head) < 8 or length > MAX_STRING or self.position + 8 + length > end:
+                self._file.seek(self.position)
+                yield self.string(what, MAX_STRING)  # which says what is wrong
+                continue
+            text = read(length)
+            if len(text) != length:
+                raise self.refusal(f"{what}: the file shrank while it was read")
+            self.position += 8 + length
+            yield text
+
     def name(self, what: str, limit: int) -> str:
         text = self.string(what, limit)
         if not PRINTABLE.fullmatch(text) or b".." in text:
@@ -207,7 +222,7 @@ class _Reader:
             raise self.refusal(f"{key} is an array of arrays")
         if of is Type.STRING:
             count = self.count(f"length of {key}", MAX_ARRAY, 8)
-            return Value(kind, [self.string(key, MAX_STRING) for _ in range(count)], of)
+            return Value(kind, list(self.strings(key, count)), of)
         return Value(kind, self.numbers(key, of, self.count(f"length of {key}", MAX_ARRAY, 1)), of)
 
     def numbers(self, key: str, kind: Type, count: int) -> NDArray[np.generic]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
-from edgeqaf.parts import Parts, check, join
+from edgeqaf.parts import Parts, check
+from edgeqaf.runs import Run, whole
 from exporters.gguf.blocks import pack_parts, unpack_parts
 from exporters.gguf.container import TensorInfo
 from exporters.gguf.floats import widen
@@ -38,13 +39,23 @@ class InFile:
         """How errors call it."""
         return f"{self.contents.path}: {self.info.name}"
 
-    def read(self, start: int, stop: int) -> Tensor:
+    def read(self, start: int, stop: int) -> Run:
         """Logical rows [start, stop), checked; of a vector, those elements. With the last, what pads the tensor is."""
         if stop == self.info.shape[0]:
             self.contents.check_padding(self.info)
         span = self.span(start, stop)
-        found = span.read(self.contents.seen.read(span.offset, span.size))
-        return join(self.on_grid(), found) if isinstance(found, Mapping) else found
+        return span.read(self.contents.seen.read(span.offset, span.size))
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        rows, shape = self.place.shape[0], self.place.shape
+        if self.grid is None:
+            floats = self.read(0, rows)
+            assert isinstance(floats, np.ndarray)
+            return floats
+        if len(shape) != 2:
+            raise Refused(f"{self.name} is a quantized tensor of shape {list(shape)}", AGAIN)
+        return whole(self.read, self.grid, (shape[0], shape[1]))
 
     def on_grid(self) -> Grid:
         """The grid of a tensor that has one."""
@@ -54,9 +65,12 @@ class InFile:
     def span(self, start: int, stop: int) -> "Span":
         """Where logical rows [start, stop) are."""
         each = self.info.size // self.info.shape[0]
-        places = np.arange(start, stop) if self._places is None else self._places[start:stop]
+        offset = self.contents.start + self.info.offset
+        if self._places is None:
+            return Span(self, offset + start * each, (stop - start) * each, None)
+        places = self._places[start:stop]
         first, last = int(places.min()), int(places.max()) + 1
-        return Span(self, self.contents.start + self.info.offset + first * each, (last - first) * each, places - first)
+        return Span(self, offset + first * each, (last - first) * each, places - first)
 
     @cached_property
     def _places(self) -> NDArray[np.int64] | None:
@@ -64,7 +78,7 @@ class InFile:
         order = self.place.rows
         return None if order is None else np.argsort(order)
 
-    def rows_in(self, own: Bytes) -> Parts | Tensor:
+    def rows_in(self, own: Bytes) -> Run:
         """The rows that their own bytes hold, in logical order, by their parts if on a grid; Refused or GridError."""
         shape = (own.size * self.info.shape[0] // self.info.size, *self.info.shape[1:])
         if self.grid is None:
@@ -78,15 +92,16 @@ class InFile:
 class Span:
     """Some logical rows in the file: within the ``size`` bytes from ``offset`` on.
 
-    within: which rows of those bytes they are, in logical order; rows of a head are interleaved in some files.
+    within: which rows of those bytes they are, in logical order, as rows of a head are interleaved in some files; None
+    where they follow each other as in the tensor.
     """
 
     tensor: InFile
     offset: int
     size: int
-    within: NDArray[np.int64]
+    within: NDArray[np.int64] | None
 
-    def read(self, raw: bytes | Bytes) -> Parts | Tensor:
+    def read(self, raw: bytes | Bytes) -> Run:
         """The rows, those on a grid by their parts; raises Refused or GridError where the bytes hold none."""
         return self.tensor.rows_in(self._own(raw).reshape(-1))
 
@@ -100,7 +115,7 @@ class Span:
                 f"{self.tensor.name} writes its integers in bytes that no exporter makes", "import and export it once"
             )
         new = self._packed(rows)
-        if self._straight:
+        if self.within is None:
             return [(self.offset, new.data.cast("B"))]
         order = np.argsort(self.within)
         new, places = new[order], self.within[order]
@@ -115,14 +130,9 @@ class Span:
         """The rows' own bytes, in logical order: uint8 [rows, bytes of a row]."""
         info = self.tensor.info
         own: Bytes = np.frombuffer(raw, np.uint8).reshape(-1, info.size // info.shape[0])
-        return own if self._straight else own[self.within]
+        return own if self.within is None else own[self.within]
 
     def _parts(self, raw: bytes) -> Parts:
         rows = self.read(raw)
         assert isinstance(rows, Mapping)
         return rows
-
-    @cached_property
-    def _straight(self) -> bool:
-        """Whether the rows follow each other in the file as they do in the tensor."""
-        return np.array_equal(self.within, np.arange(len(self.within)))

@@ -49,8 +49,9 @@ def tokenizer_files(metadata: Metadata) -> dict[str, bytes]:
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if "tokenizer.chat_template" in metadata:
         settings["chat_template"] = text_in(metadata, "tokenizer.chat_template", "")
+    # Not indented: json would walk hundreds of thousands of words in Python.
     files = {"tokenizer.json": spec, "tokenizer_config.json": settings}
-    return {name: json.dumps(content, ensure_ascii=False, indent=1).encode() for name, content in files.items()}
+    return {name: json.dumps(content, ensure_ascii=False).encode() for name, content in files.items()}
 
 
 def _unknown(metadata: Metadata, tokens: list[str]) -> tuple[Json, Json]:

@@ -255,10 +255,13 @@ def test_an_integer_zero_is_refused_with_the_reason():
     assert np.float32(np.float16(-zero * scale)) != -zero * scale  # and so it would
 
 
-def test_a_manifest_that_misstates_a_tensor_is_noticed_while_writing(folder, tmp_path):
+@pytest.mark.parametrize("grid", ["float32", "q4_1"])
+def test_a_manifest_that_misstates_a_tensor_is_noticed_while_writing(grid, folder, tmp_path):
     model = tiny(folder)
-    stated = {n: {"grid": "float32", "shape": list(t.shape)} for n, t in model.tensors.items()}
-    with pytest.raises(Refused, match=r"attn_q\.weight takes 576 bytes, 4096 by"):
+    stated = {n: {"grid": grid, "shape": list(t.shape)} for n, t in model.tensors.items() if "q_proj" in n} | {
+        n: {"grid": own, "shape": list(shape)} for n, (own, shape) in model.outline().items() if "q_proj" not in n
+    }
+    with pytest.raises(Refused, match=f"q_proj.weight is not {grid}, as its model's manifest says"):
         exporter.export(QModel(model.config, model.tensors, folder, {"tensors": stated}), tmp_path / "m.gguf")
 
 

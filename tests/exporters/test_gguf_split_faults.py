@@ -185,8 +185,8 @@ import os, signal, sys
 from edgeqaf import cli
 from exporters.gguf import fresh
 whole = fresh.write_tensor
-def write_tensor(file, rows, place, info):
-    whole(file, rows, place, info)
+def write_tensor(file, rows, place, info, grid):
+    whole(file, rows, place, info, grid)
     if info.name == "blk.1.ffn_up.weight":
         os.kill(os.getpid(), signal.SIGKILL)
 fresh.write_tensor = write_tensor
