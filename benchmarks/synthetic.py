@@ -12,6 +12,7 @@ from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.digest import Tensor, tensor_digest
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import write_json
+from edgeqaf.parts import join
 from edgeqaf.qtensor import QTensor, Supers, decode
 from edgeqaf.runs import cuts
 from edgeqaf.source import is_linear
@@ -126,8 +127,8 @@ def halves(source: Path, target: Path) -> None:
     with open(target, "xb") as file:
         file.write(plain_header(metadata, infos))
         for info in infos:
-            rows = stored.rows(names[info.name])
+            rows, grid = stored.rows(names[info.name]), stored.grid(names[info.name])
             for start, stop in cuts(info.shape):
                 run = rows(start, stop)
-                file.write((decode(run).astype("<f2") if isinstance(run, QTensor) else run).data)
+                file.write((decode(join(grid, run)).astype("<f2") if isinstance(run, dict) else run).data)
             file.write(bytes(padded(info.size) - info.size))
