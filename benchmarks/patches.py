@@ -17,21 +17,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from synthetic import SHAPES, make
 
+from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.diff import opened
-from edgeqaf.digest import Tensor
+from edgeqaf.digest import FLOAT32, Tensor
+from edgeqaf.grid import Grid
+from edgeqaf.parts import CODES
 from edgeqaf.patch.file import Patch
 from edgeqaf.patch.making import make as make_patch
 from edgeqaf.patch.target import Target
-from edgeqaf.qtensor import QTensor
-from edgeqaf.runs import Rows, rows_of
+from edgeqaf.runs import Rows, Run, rows_of
 from exporters.gguf import exporter
 
 
@@ -51,19 +52,18 @@ class Moved(Mapping[str, Tensor]):
         return len(self._model.tensors)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.rows(name)(0, self.outline()[name][1][0])
+        raise NotImplementedError("by rows only")
 
     def rows(self, name: str) -> Rows:
-        rows = rows_of(self._model.tensors, name)
-        return partial(self._some, name, rows) if ".layers." in name else rows
+        rows, grid = rows_of(self._model.tensors, name), self.outline()[name][0]
+        tuned = ".layers." in name and grid != FLOAT32
+        return partial(self._some, name, rows, plugins.find("grids", grid)) if tuned else rows
 
-    def _some(self, name: str, rows: Rows, start: int, stop: int) -> Tensor:
-        tensor = rows(start, stop)
-        if not isinstance(tensor, QTensor):
-            return tensor
-        drawn = np.random.default_rng([len(name), start]).random(tensor.shape, np.float32)
+    def _some(self, name: str, rows: Rows, grid: Grid, start: int, stop: int) -> Run:
+        run = rows(start, stop)
+        drawn = np.random.default_rng([len(name), start]).random(run[CODES].shape, np.float32)
         step = (drawn < self._share / 2).astype(np.int8) - (drawn >= 1 - self._share / 2)
-        return replace(tensor, codes=np.clip(tensor.codes + step, tensor.grid.lo, tensor.grid.hi))
+        return run | {CODES: np.clip(run[CODES] + step, grid.lo, grid.hi)}
 
 
 def step(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:

@@ -26,6 +26,7 @@ from edgeqaf.imported import quantize_by_llama_cpp
 from edgeqaf.modeling import build
 from edgeqaf.protocols import RuntimeOptions
 from edgeqaf.quantize import quantize
+from edgeqaf.runs import cuts
 from edgeqaf.source import FloatModel
 
 GRIDS, WINDOW = ("q4_0", "q4_1", "q3_0", "q2_0", "q2_1"), 256
@@ -72,8 +73,8 @@ def speed(threads: int, lib: Path | None) -> None:
     halves = (np.random.default_rng(0).standard_normal((4096, 4096), np.float32) * 0.02).astype(np.float16)
     grid = plugins.find("grids", "q4_0")
     ways: dict[str, Callable[[], object]] = {
-        "absmax": lambda: rounding.quantize(halves.astype(np.float32), grid, search=False),
-        "rtn": lambda: rounding.quantize(halves.astype(np.float32), grid),
+        "absmax": lambda: by_runs(lambda run: rounding.quantize(run, grid, search=False), halves),
+        "rtn": lambda: by_runs(lambda run: rounding.quantize(run, grid), halves),
         "rtn, numpy": lambda: rounding.definition(halves.astype(np.float32), grid),
     }
     ours = {name: best(way) / halves.size * 1e9 for name, way in ways.items()}
@@ -82,6 +83,11 @@ def speed(threads: int, lib: Path | None) -> None:
     if lib:
         theirs = llama(halves, threads, lib) / halves.size * 1e9
         print(f"{'llama.cpp':12} {theirs:7.2f} ns a weight; absmax takes {ours['absmax'] / theirs:.2f} of it")
+
+
+def by_runs(way: Callable[[np.ndarray], object], halves: np.ndarray) -> list[object]:
+    """As `edgeqaf.quantizer.EachMatrix` goes over a matrix."""
+    return [way(halves[start:stop].astype(np.float32)) for start, stop in cuts(halves.shape)]
 
 
 def llama(weights: np.ndarray, threads: int, lib: Path) -> float:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +22,10 @@ from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Floats, Tensor
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
+from edgeqaf.parts import Parts, split
 from edgeqaf.qtensor import QTensor
 from edgeqaf.quantize import GRID, Plan, plan
-from edgeqaf.runs import Rows, rows_in
+from edgeqaf.runs import Rows, whole
 from edgeqaf.source import FloatModel
 
 Rule = Callable[[Floats, Grid], QTensor]
@@ -88,7 +90,7 @@ class OntoGrid(Quantizer):
 
 
 class EachMatrix(OntoGrid):
-    """A rule that looks at one matrix, float32 [out, in], and a grid; so one tensor is in memory at a time."""
+    """A rule that looks at rows of a matrix, float32 [rows, in], each for itself, and a grid; so runs are in memory."""
 
     def __init__(self, name: str, rule: Rule) -> None:
         super().__init__(name)
@@ -98,19 +100,19 @@ class EachMatrix(OntoGrid):
         return self._rule(weights, grid)
 
     def tensors(self, job: Job) -> AbstractContextManager[Mapping[str, Tensor]]:
-        return nullcontext(AsAsked(job, lambda name: self._named(name, job)))
+        return nullcontext(AsAsked(job, lambda name: partial(self._some, name, job)))
 
-    def _named(self, name: str, job: Job) -> QTensor:
+    def _some(self, name: str, job: Job, start: int, stop: int) -> Parts:
         try:
-            return self._rule(job.source[name], job.grid)
+            return split(self._rule(job.source.rows(name)(start, stop), job.grid))
         except Refused as error:
             raise Refused(f"{name}: {error.cause}", error.remedy) from None
 
 
 class AsAsked(Mapping[str, Tensor]):
-    """The tensors of a job: ``quantized(name)`` for those that go onto its grid, the source's for the others."""
+    """The tensors of a job: by ``quantized(name)`` those that go onto its grid, and the source's the others."""
 
-    def __init__(self, job: Job, quantized: Callable[[str], Tensor]) -> None:
+    def __init__(self, job: Job, quantized: Callable[[str], Rows]) -> None:
         self._job, self._quantized = job, quantized
 
     def __iter__(self) -> Iterator[str]:
@@ -123,12 +125,17 @@ class AsAsked(Mapping[str, Tensor]):
         return name in self._job.source  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._quantized(name) if self._job.stored[name] == self._job.grid.name else self._job.source[name]
+        if not self._on_grid(name):
+            return self._job.source[name]
+        out, inputs = self._job.source.shape(name)
+        return whole(self._quantized(name), self._job.grid, (out, inputs))
 
     def rows(self, name: str) -> Rows:
-        """`edgeqaf.runs.ByRows`; what is quantized, is so as a whole."""
-        on_grid = self._job.stored[name] == self._job.grid.name
-        return rows_in(self._quantized(name)) if on_grid else self._job.source.rows(name)
+        """`edgeqaf.runs.ByRows`."""
+        return self._quantized(name) if self._on_grid(name) else self._job.source.rows(name)
+
+    def _on_grid(self, name: str) -> bool:
+        return self._job.stored[name] == self._job.grid.name
 
     def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """`edgeqaf.checkpoint.QModel.outline`; no tensor is read for it."""

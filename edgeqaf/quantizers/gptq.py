@@ -20,6 +20,7 @@ from edgeqaf.errors import Refused, UsageError
 from edgeqaf.qtensor import decode
 from edgeqaf.quantize import Plan
 from edgeqaf.quantizer import AsAsked, Job, OntoGrid
+from edgeqaf.runs import rows_of
 
 if TYPE_CHECKING:
     from edgeqaf.calibration import Calibration
@@ -76,7 +77,7 @@ class Gptq(OntoGrid):
                 calibration.through(i, {name: decode(stored[name]) for name in names})  # type: ignore[arg-type]
                 advance(i + 1, f"layer {i}")
         layer_of = {name: stored for names, stored in zip(layers, finished, strict=True) if stored for name in names}
-        yield AsAsked(job, lambda name: layer_of[name][name])
+        yield AsAsked(job, lambda name: rows_of(layer_of[name], name))
         halfway.clear()
 
 
