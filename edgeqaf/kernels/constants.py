@@ -1,4 +1,4 @@
-"""What the kernels of `edgeqaf.kernels.lanes` know of a grid: constants of their code, by which it is cached."""
+"""What the kernels of `edgeqaf.kernels.searches` know of a grid: constants of their code, by which it is cached."""
 
 import zlib
 from pathlib import Path
@@ -9,13 +9,15 @@ import numpy as np
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.rounding import MANY, TRIES, refits
 
+STEPS = ("lanes.py", "scalars.py")
+
 
 class Plan(NamedTuple):
     """A grid and a search, as the kernels take them: constants that their cache can be keyed by.
 
     sums: of so many terms at a time (`block_sum`). offset, stored: the form of the zero. signed: no code is the middle.
     half: centre and 1/2. side: what the largest weight is divided by. starts: candidates for each factor of the fan;
-    tries: of all. steps: a sum of the text of `edgeqaf.kernels.scalars`; numba looks at a kernel's own file only.
+    tries: of all. steps: a sum of the files of their steps, as numba looks at a kernel's own only.
     """
 
     block: int
@@ -45,5 +47,5 @@ def plan(grid: Grid, search: bool) -> Plan:
         block=grid.block, sums=min(grid.block, 128), offset=offset, stored=stored,
         signed=not (grid.centre or offset or stored), centre=centre, half=centre + np.float32(0.5), lo=lo, hi=hi,
         side=side, starts=starts, again=refits(grid), tries=1 + starts * len(TRIES) if search else 1,
-        steps=zlib.crc32(Path(__file__).with_name("scalars.py").read_bytes()),
+        steps=zlib.crc32(b"".join(Path(__file__).with_name(name).read_bytes() for name in STEPS)),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The search of `edgeqaf.rounding`, and a block of `edgeqaf.gptq`, on many blocks side by side.
+"""What the kernels of `edgeqaf.kernels.searches` do, step by step, to many blocks side by side.
 
 Blocks lie in the columns of arrays [.., WIDE], one to a lane. Inner loops go over lanes, and do in each what is written
 for one block: LLVM makes full-width vector instructions of them, and sums keep the order of `block_sum`. Nothing
@@ -7,18 +7,11 @@ branches by a block: all tries are made, and `row` keeps the better.
 
 # mypy: disallow-untyped-defs=False, allow-untyped-calls
 
-from collections.abc import Callable
-from functools import cache
-
 import numba
 import numpy as np
 
-from edgeqaf.compiled import compiled
-from edgeqaf.grid import Grid
 from edgeqaf.kernels import scalars
-from edgeqaf.kernels.constants import plan
 from edgeqaf.kernels.scalars import INFINITE, step
-from edgeqaf.rounding import factors
 
 WIDE, PARTS = 64, 8  # blocks side by side: few enough that theirs stay in the first cache; `block_sum`'s lanes
 # Written out in a kernel before LLVM reads it: a sum's loops have the lengths of the grid when they are unrolled.
@@ -57,7 +50,7 @@ def _of_scale(row):
 
 
 @written
-def _block_sum(g, term, w, steps, parts, row, total):
+def block_sum(g, term, w, steps, parts, row, total):
     """`block_sum` of term(g, w, steps, row, j, lane) over j, into row ``total``."""
     for start in range(0, g.block, g.sums):
         for k in range(PARTS):
@@ -73,7 +66,7 @@ def _block_sum(g, term, w, steps, parts, row, total):
 
 
 @step
-def _weight(g, w, steps, row, j, n):
+def weight(g, w, steps, row, j, n):
     return w[j, n]
 
 
@@ -88,7 +81,7 @@ def _product(g, w, steps, row, j, n):
 
 
 @step
-def _squared_error(g, w, steps, row, j, n):
+def squared_error(g, w, steps, row, j, n):
     code = scalars.code(g, w[j, n], row[INVERSE, n], row[ZERO, n], row[WHOLE, n])
     error = scalars.value(g, code, row[SCALE, n], row[ZERO, n]) - w[j, n]
     return error * error
@@ -128,8 +121,8 @@ def _fit(g, w, steps, parts, row):
     """`rounding._least_squares` of each block for the codes that the scale gives."""
     _of_scale(row)
     _steps(g, w, steps, row)
-    _block_sum(g, _squared_step, w, steps, parts, row, TOTAL)
-    _block_sum(g, _product, w, steps, parts, row, TOP)
+    block_sum(g, _squared_step, w, steps, parts, row, TOTAL)
+    block_sum(g, _product, w, steps, parts, row, TOP)
     _slope(g, row)
 
 
@@ -158,7 +151,7 @@ def _stored(g, row):
 
 
 @written
-def _candidate(g, fan, i, w, steps, parts, row):
+def candidate(g, fan, i, w, steps, parts, row):
     """`rounding._candidates`: the i-th of each block. Returns whether one cannot be stored."""
     _from_end(g, fan, i, row)
     if i:
@@ -168,20 +161,12 @@ def _candidate(g, fan, i, w, steps, parts, row):
 
 
 @written
-def _choose(i, row):
+def choose(i, row):
     """Keeps a candidate whose error, the row TOTAL, is less than of those before it; and the first."""
     for n in range(WIDE):
         better = row[TOTAL, n] < row[LEAST, n] or i == 0
         for kept, tried in ((LEAST, TOTAL), (KEPT, SCALE), (KEPT_ZERO, ZERO)):
             row[kept, n] = row[tried, n] if better else row[kept, n]
-
-
-@step
-def _keep(g, i, found, row, kept):
-    """The same for rows of each block; before `_choose`."""
-    for j in range(g.block):
-        for n in range(WIDE):
-            kept[j, n] = found[j, n] if row[TOTAL, n] < row[LEAST, n] or i == 0 else kept[j, n]
 
 
 @step
@@ -193,88 +178,11 @@ def _load(g, blocks, at, last, w):
 
 
 @written
-def _begin(g, blocks, at, last, w, steps, parts, row):
+def begin(g, blocks, at, last, w, steps, parts, row):
     """Blocks from ``at``, and what all candidates share; lanes beyond the last block repeat it."""
     _load(g, blocks, at, last, w)
     _ends(g, w, row)
     if g.offset and g.tries > 1:
-        _block_sum(g, _weight, w, steps, parts, row, MEAN)
+        block_sum(g, weight, w, steps, parts, row, MEAN)
         for n in range(WIDE):
             row[MEAN, n] /= np.float32(g.block)
-
-
-@cache
-def nearest(grid: Grid, search: bool) -> Callable[..., None]:
-    """`rounding._quantize_rows` of blocks [.., block], those from first to last."""
-    g, fan = plan(grid, search), np.array(factors(grid))
-
-    @compiled
-    def kernel(blocks, stored, scale, zero, failed, first, last):
-        w, steps = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
-        parts, row = np.empty((PARTS, WIDE), np.float32), np.zeros((ROWS, WIDE), np.float32)
-        for at in range(first, last, WIDE):
-            _begin(g, blocks, at, last, w, steps, parts, row)
-            for i in range(g.tries):
-                failed[0] |= _candidate(g, fan, i, w, steps, parts, row)
-                if g.tries > 1:
-                    _block_sum(g, _squared_error, w, steps, parts, row, TOTAL)
-                _choose(i, row)
-            if failed[0]:
-                return
-            for n in range(min(WIDE, last - at)):
-                s, z = row[KEPT, n], row[KEPT_ZERO, n]
-                block, to, inverse, whole = blocks[at + n], stored[at + n], scalars.inverse(s), np.rint(z)
-                scale[at + n], zero[at + n] = s, z
-                for j in range(g.block):
-                    to[j] = np.int8(scalars.code(g, block[j], inverse, z, whole))
-
-    return kernel
-
-
-@step
-def _tried(g, w, shares, costs, row, left, steps, lost):
-    """A candidate's codes, each weight's error made up for by those after it; ``left``: what each error costs."""
-    for j in range(g.block):
-        for n in range(WIDE):
-            left[j, n] = w[j, n]
-    for j in range(g.block):
-        for n in range(WIDE):
-            steps[j, n] = scalars.code(g, left[j, n], row[INVERSE, n], row[ZERO, n], row[WHOLE, n])
-        for n in range(WIDE):
-            lost[j, n] = left[j, n] - scalars.value(g, steps[j, n], row[SCALE, n], row[ZERO, n])
-        for k in range(j + 1, g.block):
-            share = shares[j, k]
-            for n in range(WIDE):
-                left[k, n] -= lost[j, n] * share
-        for n in range(WIDE):
-            left[j, n] = lost[j, n] * lost[j, n] * costs[j]
-
-
-@cache
-def in_order(grid: Grid) -> Callable[..., None]:
-    """`edgeqaf.gptq.tried` of blocks [.., block], those from first to last."""
-    g, fan = plan(grid, True), np.array(factors(grid))
-
-    @compiled
-    def kernel(blocks, shares, costs, stored, scale, zero, errors, failed, first, last):
-        w, steps = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
-        left, lost = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
-        codes, kept = np.empty((g.block, WIDE), np.float32), np.empty((g.block, WIDE), np.float32)
-        parts, row = np.empty((PARTS, WIDE), np.float32), np.zeros((ROWS, WIDE), np.float32)
-        for at in range(first, last, WIDE):
-            _begin(g, blocks, at, last, w, steps, parts, row)
-            for i in range(g.tries):
-                failed[0] |= _candidate(g, fan, i, w, steps, parts, row)
-                _tried(g, w, shares, costs, row, left, steps, lost)
-                _block_sum(g, _weight, left, steps, parts, row, TOTAL)
-                _keep(g, i, steps, row, codes)
-                _keep(g, i, lost, row, kept)
-                _choose(i, row)
-            if failed[0]:
-                return
-            for n in range(min(WIDE, last - at)):
-                scale[at + n], zero[at + n] = row[KEPT, n], row[KEPT_ZERO, n]
-                for j in range(g.block):
-                    stored[at + n, j], errors[at + n, j] = np.int8(codes[j, n]), kept[j, n]
-
-    return kernel

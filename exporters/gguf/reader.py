@@ -191,13 +191,9 @@ class _Reader:
             length = int.from_bytes(head := read(8), "little")
             if len(head) < 8 or length > MAX_STRING or self.position + 8 + length > end:
                 self._file.seek(self.position)
-                yield self.string(what, MAX_STRING)  # which says what is wrong
-                continue
-            text = read(length)
-            if len(text) != length:
-                raise self.refusal(f"{what}: the file shrank while it was read")
-            self.position += 8 + length
-            yield text
+                self.string(what, MAX_STRING)  # says what is wrong
+            self.position += 8
+            yield self.take(length, what)
 
     def name(self, what: str, limit: int) -> str:
         text = self.string(what, limit)
