@@ -18,9 +18,12 @@ def start(*arguments: object, script: str = MAIN, **options: Any) -> subprocess.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     line = [sys.executable, "-c", script, *map(str, arguments)]
-    # Ctrl-C may be ignored where the tests run in the background, and a child inherits that
-    return subprocess.Popen(line, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-                            **{**pipes, **options})  # fmt: skip
+
+    def listen() -> None:  # signals may be ignored where the tests run in the background, and a child inherits that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    return subprocess.Popen(line, preexec_fn=listen, **{**pipes, **options})
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(shell: Any, road: Any) -> None:
