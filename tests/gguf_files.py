@@ -12,6 +12,7 @@ from tokenizers import pre_tokenizers
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import EdgeqafError
+from edgeqaf.parts import split
 from exporters.gguf.artifact import StoredTensors
 from exporters.gguf.base import ImportedTensors
 from exporters.gguf.blocks import pack
@@ -126,6 +127,8 @@ def _add(writer: gguf.GGUFWriter, name: str, shape: tuple[int, ...], kind: GGML,
     layout = LAYOUTS.get(kind)
     if layout is not None and layout.scales is not None:  # gguf-py reads K-quants and does not make them
         grid = plugins.find("grids", layout.grid)
-        writer.add_tensor(name, pack(on_grid(values, grid)).view(np.uint8).reshape(shape[0], -1), raw_dtype=kind)
+        writer.add_tensor(
+            name, pack(grid, split(on_grid(values, grid))).view(np.uint8).reshape(shape[0], -1), raw_dtype=kind
+        )
     else:
         writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.grid import Grid
-from edgeqaf.parts import CODES, Parts, dtypes, join, split
-from edgeqaf.qtensor import QTensor
+from edgeqaf.parts import CODES, Parts, dtypes
 from exporters.gguf.layouts import LAYOUTS, Layout
 
 
@@ -37,13 +36,11 @@ CARRIERS |= {
 FIELDS = {"scale": "d", "zero": "m", "d": "d", "dmin": "dmin"}  # part of a tensor -> float16 field of a block
 
 
-def pack(q: QTensor) -> NDArray[np.void]:
-    """The blocks of ``q``: structured array [out, in / weights of a block]; its bytes are the tensor's in the file."""
-    return pack_parts(q.grid, split(q))
+def pack(grid: Grid, parts: Parts) -> NDArray[np.void]:
+    """The blocks of a tensor with these parts (`edgeqaf.parts`): structured array [out, in / weights of a block].
 
-
-def pack_parts(grid: Grid, parts: Parts) -> NDArray[np.void]:
-    """`pack` of the tensor of these parts."""
+    Its bytes are the tensor's in the file.
+    """
     carrier = CARRIERS[grid.name]
     layout, (out, inputs) = carrier.layout, parts[CODES].shape
     blocks = np.empty((out, inputs // layout.weights), layout.block)
@@ -58,16 +55,11 @@ def pack_parts(grid: Grid, parts: Parts) -> NDArray[np.void]:
     return blocks
 
 
-def unpack(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -> QTensor:
-    """The inverse of `pack`: the tensor of ``shape`` [out, in] that ``raw`` holds, unchecked.
+def unpack(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -> Parts:
+    """The inverse of `pack`: the parts of a tensor of ``shape`` [out, in], unchecked, in order; no view of ``raw``.
 
-    A code that the carrier has and the grid lacks comes out beyond the grid, where `check` refuses it.
+    A code that the carrier has and the grid lacks comes out beyond the grid, where `edgeqaf.parts.check` refuses it.
     """
-    return join(grid, unpack_parts(raw, grid, shape))
-
-
-def unpack_parts(raw: bytes | NDArray[np.uint8], grid: Grid, shape: tuple[int, int]) -> Parts:
-    """The parts of `unpack`'s tensor, in their order; none is a view of ``raw``."""
     carrier = CARRIERS[grid.name]
     layout = carrier.layout
     blocks: NDArray[Any] = np.frombuffer(raw, layout.block).reshape(shape[0], shape[1] // layout.weights)

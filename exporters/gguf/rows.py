@@ -13,7 +13,7 @@ from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from edgeqaf.parts import Parts, check
 from edgeqaf.runs import Run, whole
-from exporters.gguf.blocks import pack_parts, unpack_parts
+from exporters.gguf.blocks import pack, unpack
 from exporters.gguf.container import TensorInfo
 from exporters.gguf.floats import widen
 from exporters.gguf.layouts import LAYOUTS
@@ -85,7 +85,7 @@ class InFile:
             return self.place.unshifted(widen(own, self.info.type, shape, self.name))
         if len(shape) != 2:
             raise Refused(f"{self.name} is a quantized tensor of shape {list(self.info.shape)}", AGAIN)
-        return check(self.grid, unpack_parts(own, self.grid, (shape[0], shape[1])), self.name)
+        return check(self.grid, unpack(own, self.grid, (shape[0], shape[1])), self.name)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Span:
 
     def _packed(self, rows: Parts) -> Bytes:
         """uint8 [rows, bytes of a row]."""
-        return pack_parts(self.tensor.on_grid(), rows).view(np.uint8)
+        return pack(self.tensor.on_grid(), rows).view(np.uint8)
 
     def _own(self, raw: bytes | Bytes) -> Bytes:
         """The rows' own bytes, in logical order: uint8 [rows, bytes of a row]."""

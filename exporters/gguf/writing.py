@@ -11,7 +11,7 @@ from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused
 from edgeqaf.parts import dtypes
 from edgeqaf.runs import Rows, ahead, cuts
-from exporters.gguf.blocks import pack_parts
+from exporters.gguf.blocks import pack
 from exporters.gguf.container import TensorInfo
 from exporters.gguf.floats import narrow
 from exporters.gguf.places import Place
@@ -33,7 +33,7 @@ def write_tensor(file: BinaryIO, rows: Rows, place: Place, info: TensorInfo, gri
         found = run.keys() if isinstance(run, Mapping) else set()
         if found != expected:
             raise Refused(f"{place.logical} is not {grid_name}, as its model's manifest says", AGAIN)
-        return pack_parts(grid, run) if isinstance(run, Mapping) else narrow(run, info.type, place.logical)
+        return pack(grid, run) if isinstance(run, Mapping) else narrow(run, info.type, place.logical)
 
     size = 0
     for run in ahead(in_file_form, cuts(info.shape, place.unit)):

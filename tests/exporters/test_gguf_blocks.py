@@ -7,10 +7,11 @@ import pytest
 from edgeqaf import plugins
 from edgeqaf.errors import GridError
 from edgeqaf.grid import Grid, Zero
+from edgeqaf.parts import join, split
 from edgeqaf.qtensor import QTensor, check, decode
 from edgeqaf.report import compare_bits
-from exporters.gguf import exporter
-from exporters.gguf.blocks import CARRIERS, LAYOUTS, pack, unpack
+from exporters.gguf import blocks, exporter
+from exporters.gguf.blocks import CARRIERS, LAYOUTS
 from exporters.gguf.families.llama import family
 from exporters.gguf.places import Dimensions
 
@@ -53,6 +54,14 @@ NATIVE = [name for name in KINDS if name == KINDS[name].name.lower()]
 ONE_LEVEL = [name for name in CARRIED if plugins.find("grids", name).levels is None]
 # What llama.cpp calls a file of one K-quant alone.
 FILES = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}
+
+
+def pack(q: QTensor) -> np.ndarray:
+    return blocks.pack(q.grid, split(q))
+
+
+def unpack(raw: bytes, grid: Grid, shape: tuple[int, int]) -> QTensor:
+    return join(grid, blocks.unpack(raw, grid, shape))
 
 
 def random_blocks(name: str, seed: int, rows: int = 64, blocks: int = 8) -> bytes:

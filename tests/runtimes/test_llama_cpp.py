@@ -14,6 +14,7 @@ import pytest
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import Refused, RuntimeAbsent
+from edgeqaf.parts import split
 from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, Stored
 from edgeqaf.qtensor import QTensor, Supers, decode
 from edgeqaf.report import compare_bits
@@ -85,7 +86,7 @@ def random_tensor(grid_name: str, out: int = OUT, inputs: int | None = None) -> 
 def written(q: QTensor, path: Path, rows: np.ndarray | None = None) -> tuple[Artifact, Stored]:
     """A GGUF file that holds ``q`` alone, its rows in the order ``rows``."""
     stored = Stored(q, "blk.0.ffn_up.weight", rows)
-    blocks = stored.in_file_order(pack(q))
+    blocks = stored.in_file_order(pack(q.grid, split(q)))
     writer = gguf.GGUFWriter(path, "llama")
     kind = gguf.GGMLQuantizationType(CARRIERS[q.grid.name].layout.ggml_type)
     writer.add_tensor(stored.name, blocks.view(np.uint8).reshape(len(blocks), -1), raw_dtype=kind)
