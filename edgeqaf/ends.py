@@ -28,18 +28,18 @@ class QHead(QLinear):
 class QEmbedding(nn.Module):
     """Rows of a quantized matrix, decoded as they are looked up.
 
-    q: a numpy QTensor [tokens, hidden]. factor: what rows are multiplied by, as Gemma 3's embedding does; else None.
+    q: a numpy QTensor [tokens, hidden], or packed. factor: what rows are multiplied by, as by Gemma 3; else None.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
 
-    def __init__(self, q: QTensor, factor: Tensor | None = None) -> None:
+    def __init__(self, q: QTensor | Packed, factor: Tensor | None = None) -> None:
         super().__init__()
         self.grid = q.grid
         self.num_embeddings, self.embedding_dim = q.shape
-        base = packed(q)
+        base = q if isinstance(q, Packed) else packed(q)
         self.register_buffer("codes", base.codes, persistent=False)
         self.register_buffer("scale", base.scale, persistent=False)
         self.register_buffer("zero", base.zero, persistent=False)
@@ -58,7 +58,7 @@ class QEmbedding(nn.Module):
         return rows if self.factor is None else rows * self.factor.to(rows.dtype)  # type: ignore[operator]
 
 
-def place(model: nn.Module, name: str, q: QTensor, *, linear: bool, bias: Tensor | None = None) -> nn.Module:
+def place(model: nn.Module, name: str, q: QTensor | Packed, *, linear: bool, bias: Tensor | None = None) -> nn.Module:
     """Put the tensor ``name`` of a model in the place of its module, and return the module that holds it now.
 
     linear: whether it is a linear of a decoder layer, which can be tuned.

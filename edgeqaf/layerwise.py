@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeqaf import digest
+from edgeqaf import digest, plugins
+from edgeqaf.checkpoint import Outlined
 from edgeqaf.memory import give_back
 from edgeqaf.modeling import head_of, put, require_plausible, require_whole, skeleton
 from edgeqaf.nn import QLinear
+from edgeqaf.packed import Packed, packed_by_rows
+from edgeqaf.runs import ByRows
 from edgeqaf.source import EMBEDDING, HEAD
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -51,7 +54,7 @@ class Walk:
         give_back()
         met: list[tuple[Tensor, dict[str, Any]]] = []
         decoder.layers = nn.ModuleList(_Noted(met) for _ in self._layers)
-        put(self.model, EMBEDDING, tensors[EMBEDDING])
+        put(self.model, EMBEDDING, _packed_end(tensors, EMBEDDING))
         self.hidden: list[Tensor] = []
         self._arguments: list[list[dict[str, Any]]] = []  # of each sequence, to each layer
         alike: dict[int, list[dict[str, Any]]] = {}
@@ -97,7 +100,7 @@ class Walk:
     @torch.no_grad()
     def logits(self) -> Iterator[Tensor]:
         """float32 [1, tokens, vocabulary] of each sequence, once it has been through every layer."""
-        put(self.model, HEAD, self._tensors[self._head])
+        put(self.model, HEAD, _packed_end(self._tensors, self._head))
         for hidden in self.hidden:
             self.model.model.layers = nn.ModuleList([_Found(hidden)])
             yield self.model(inputs_embeds=hidden).logits
@@ -110,6 +113,16 @@ def _by_layer(names: Mapping[str, Any], count: int) -> dict[int | None, list[str
         of = LAYER.match(name)
         found[int(of[1]) if of and int(of[1]) < count else None].append(name)
     return found
+
+
+def _packed_end(tensors: Mapping[str, digest.Tensor], name: str) -> digest.Tensor | Packed:
+    """The largest tensors of a model, packed run by run where they are on a grid and can be had so."""
+    if not (isinstance(tensors, ByRows) and isinstance(tensors, Outlined)):
+        return tensors[name]
+    grid, shape = tensors.outline()[name]
+    if grid == digest.FLOAT32:
+        return tensors[name]
+    return packed_by_rows(tensors.rows(name), plugins.find("grids", grid), (shape[0], shape[1]))
 
 
 class _Noted(nn.Module):

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from edgeqaf.digest import Tensor
 from edgeqaf.ends import QEmbedding, place
 from edgeqaf.errors import Refused
+from edgeqaf.packed import Packed
 from edgeqaf.qtensor import QTensor
 from edgeqaf.source import EMBEDDING, HEAD, is_linear, is_tied
 
@@ -38,7 +39,7 @@ def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module
     return built
 
 
-def put(model: Any, name: str, tensor: Tensor) -> None:
+def put(model: Any, name: str, tensor: Tensor | Packed) -> None:
     """Put a tensor in the place of the parameter ``name`` of a `skeleton`; a float array is taken as it is, not copied.
 
     A bias comes before its weight, as names are sorted. Raises Refused for a name or shape that the model has not.
@@ -53,7 +54,7 @@ def put(model: Any, name: str, tensor: Tensor) -> None:
             f"{name} has shape {list(tensor.shape)}, config.json implies {list(room)}",
             "config.json and the tensors must belong to one model",
         )
-    if isinstance(tensor, QTensor):
+    if isinstance(tensor, (QTensor, Packed)):
         bias = getattr(model.get_submodule(path), "bias", None)
         place(model, name, tensor, linear=is_linear(model.config.model_type, name), bias=bias)
     else:

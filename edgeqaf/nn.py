@@ -67,7 +67,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 class QLinear(nn.Module):
     """``x @ decode(fold(q, delta)).T + bias`` with x [..., in] -> [..., out].
 
-    q: a numpy QTensor; its parts become buffers that do not train and are not saved, its codes packed.
+    q: a numpy QTensor, or packed; its parts become buffers that do not train and are not saved, its codes packed.
     keeps: whether weights decoded for few rows stay in memory for the next ones.
     """
 
@@ -76,15 +76,15 @@ class QLinear(nn.Module):
     zero: Tensor | None
     tunable: ClassVar[bool] = True
 
-    def __init__(self, q: QTensor, bias: Tensor | None = None) -> None:
+    def __init__(self, q: QTensor | Packed, bias: Tensor | None = None) -> None:
         super().__init__()
         self.grid = q.grid
         self.out_features, self.in_features = q.shape
-        base = packed(q)
+        base = q if isinstance(q, Packed) else packed(q)
         self.register_buffer("codes", base.codes, persistent=False)
         self.register_buffer("scale", base.scale, persistent=False)
         self.register_buffer("zero", base.zero, persistent=False)
-        self.supers = q.supers
+        self.supers = None if isinstance(q, Packed) else q.supers
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.adapter: Any = None
         self.reverted: frozenset[Slot] = frozenset()

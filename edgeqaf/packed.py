@@ -8,16 +8,20 @@ A tile is `TILE` weights at most (on a GPU `GPU_TILE`), so a layer is never deco
 autograd would keep of it is never kept. On a CPU its float32 weights fit the cache; on a GPU it fills the machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from edgeqaf.grid import Grid
+from edgeqaf.grid import Grid, Zero
 from edgeqaf.kernels import accelerated
 from edgeqaf.packing import WIDTHS
+from edgeqaf.parts import Parts, join
 from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.runs import Rows, cuts
 
 TILE, GPU_TILE = 2**21, 2**24
 
@@ -67,13 +71,32 @@ def weights(packed: Packed, rows: slice, dtype: torch.dtype) -> Tensor:
 
 
 def packed(q: QTensor) -> Packed:
-    """A numpy QTensor at rest, packed a tile at a time; nothing of ``q`` is shared."""
+    """A numpy QTensor at rest, packed a run at a time; nothing of ``q`` is shared."""
+    zero = q.zero
+    return _packed(
+        q.grid, q.shape,
+        lambda a, b: QTensor(q.grid, q.codes[a:b], q.scale[a:b], None if zero is None else zero[a:b]),
+    )  # fmt: skip
+
+
+def packed_by_rows(rows: Rows, grid: Grid, shape: tuple[int, int]) -> Packed:
+    """A tensor [out, in] that is had by rows, packed a run at a time: its codes never take a byte each."""
+    return _packed(grid, shape, lambda start, stop: join(grid, cast(Parts, rows(start, stop))))
+
+
+def _packed(grid: Grid, shape: tuple[int, int], some: Callable[[int, int], QTensor]) -> Packed:
+    out, inputs = shape
     # On the CPU even where transformers has made the meta device the default.
-    codes = torch.empty(q.shape[0], q.shape[1] // lanes(q.grid), dtype=torch.uint8, device="cpu")
-    for rows in tiles(*q.shape):
-        codes[rows] = pack(torch.from_numpy(q.codes[rows].copy()), q.grid)
-    zero = None if q.zero is None else torch.from_numpy(q.zero.copy())
-    return Packed(q.grid, codes, torch.from_numpy(q.scale.copy()), zero)
+    codes = torch.empty(out, inputs // lanes(grid), dtype=torch.uint8, device="cpu")
+    scale = torch.empty(out, inputs // grid.block, device="cpu")
+    zero = None if grid.zero is Zero.NONE else torch.empty_like(scale)
+    for start, stop in cuts(shape):
+        q = some(start, stop)
+        codes[start:stop] = pack(torch.from_numpy(np.ascontiguousarray(q.codes)), grid)
+        scale[start:stop] = torch.from_numpy(np.ascontiguousarray(q.scale))
+        if zero is not None:
+            zero[start:stop] = torch.from_numpy(np.ascontiguousarray(q.zero))
+    return Packed(grid, codes, scale, zero)
 
 
 def lanes(grid: Grid) -> int:

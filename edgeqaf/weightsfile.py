@@ -138,9 +138,19 @@ class WeightsFile(Mapping[str, Tensor]):
         grid_name = self._entries[name]["grid"]
         if grid_name == FLOAT32:
             return self._file[name].astype(np.float32)
-        grid: Grid = plugins.find("grids", grid_name)
+        rows, (out, inputs) = self.rows(name), self._shape(name)
+        return whole(rows, plugins.find("grids", grid_name), (out, inputs))
+
+    def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """`edgeqaf.checkpoint.QModel.outline`, from the file's header."""
+        return {name: (entry["grid"], self._shape(name)) for name, entry in self._entries.items()}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        grid_name = self._entries[name]["grid"]
+        if grid_name == FLOAT32:
+            return self._file.shape(name)
         out, columns = self._file.shape(f"{name}.{parts.CODES}")
-        return whole(self.rows(name), grid, (out, columns * 8 // WIDTHS[grid.bits]))
+        return out, columns * 8 // WIDTHS[plugins.find("grids", grid_name).bits]
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`."""
