@@ -101,7 +101,7 @@ class Folded(Mapping[str, Tensor]):
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`; what is folded, is so as a whole."""
-        return rows_in(self[name]) if name in self._layers else rows_of(self._run.base.tensors, name)
+        return rows_in(self[name], name) if name in self._layers else rows_of(self._run.base.tensors, name)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._layers:

@@ -68,7 +68,7 @@ class Imported(Mapping[str, Tensor]):
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`; what is quantized, is read as a whole."""
-        return rows_in(self[name]) if name in self._layers or name in self._idle else self._floats.rows(name)
+        return rows_in(self[name], name) if name in self._layers or name in self._idle else self._floats.rows(name)
 
     def _is_idle(self, name: str) -> bool:
         """Whether it is the bias of zeros that AutoGPTQ stores for layers that have none."""

@@ -20,7 +20,7 @@ from edgeqaf.console import progress
 from edgeqaf.digest import FLOAT32, Floats, Tensor, TensorDigest
 from edgeqaf.grid import Grid
 from edgeqaf.parts import Parts, dtypes, join, shapes, split
-from edgeqaf.qtensor import QTensor
+from edgeqaf.qtensor import QTensor, check
 
 Made = TypeVar("Made")
 RUN = 2**21  # weights of a run
@@ -42,14 +42,14 @@ class ByRows(Protocol):
 
 def rows_of(tensors: Mapping[str, Tensor], name: str) -> Rows:
     """One of some tensors by rows; where they cannot be had so, it is read as a whole, now."""
-    return tensors.rows(name) if isinstance(tensors, ByRows) else rows_in(tensors[name])
+    return tensors.rows(name) if isinstance(tensors, ByRows) else rows_in(tensors[name], name)
 
 
-def rows_in(tensor: Tensor) -> Rows:
-    """The rows of a tensor in memory, of which nothing is copied; a number is one row."""
+def rows_in(tensor: Tensor, name: str) -> Rows:
+    """The rows of a tensor in memory, nothing of it copied; a number is one row. GridError for one off its grid."""
     if not isinstance(tensor, QTensor):
         return lambda start, stop: np.atleast_1d(tensor)[start:stop]
-    parts = split(tensor)
+    parts = split(check(tensor, name))
     return lambda start, stop: {part: array[start:stop] for part, array in parts.items()}
 
 

@@ -14,7 +14,7 @@ from samples import GRIDS, bits, random_tensor
 
 from edgeqaf import checkpoint, runs
 from edgeqaf.digest import tensor_digest
-from edgeqaf.errors import Refused
+from edgeqaf.errors import GridError, Refused
 from edgeqaf.imported import import_base
 from edgeqaf.parts import join, split
 from edgeqaf.qtensor import QTensor
@@ -85,7 +85,7 @@ def test_model_folders_and_gguf_files_by_rows(each, file, tmp_path):
             rows = tensors.rows(name)
             for start in range(0, shape[0], each):
                 stop = min(start + each, shape[0])
-                same(joined(grid, rows(start, stop)), joined(grid, rows_in(found[name])(start, stop)))
+                same(joined(grid, rows(start, stop)), joined(grid, rows_in(found[name], name)(start, stop)))
 
 
 def test_the_size_of_a_run_changes_no_byte_of_a_base_or_of_a_file(file, tmp_path, monkeypatch):
@@ -184,3 +184,16 @@ def test_the_bytes_that_are_planned_are_those_written_but_for_floats_that_need_f
         for key in written
     }
     assert stored_bytes(base.outline()) == sum(each.values())
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [("codes", lambda x: x.astype(np.int16) + 256), ("codes", lambda x: x[:, :-32]), ("scale", lambda x: x[:, :-1]),
+     ("scale", lambda x: x + np.float32(2.0**-20))],
+    ids=["codes that would wrap", "fewer codes", "fewer scales", "scales no float16 holds"],
+)  # fmt: skip
+def test_a_tensor_off_its_grid_is_not_split_into_parts(part, change):
+    q = random_tensor(GRIDS["q4_0"]).replace(scale=np.ones((4, 3), np.float32))
+    rows_of({"w": q}, "w")
+    with pytest.raises(GridError, match=r"w(\.scale)?(:|\[0, 0\] =) "):
+        rows_of({"w": q.replace(**{part: change(getattr(q, part))})}, "w")
