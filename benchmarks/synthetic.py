@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -15,6 +16,7 @@ from edgeqaf.jsonfile import write_json
 from edgeqaf.parts import join
 from edgeqaf.qtensor import QTensor, Supers, decode
 from edgeqaf.runs import cuts
+from edgeqaf.shards import WHOLE
 from edgeqaf.source import is_linear
 from edgeqaf.tensorfile import TensorWriter
 from exporters.gguf import exporter, families
@@ -65,6 +67,30 @@ class Random(Mapping[str, Tensor]):
 
 
 def make(folder: Path, shape: str, grid: str) -> None:
+    """``folder/model.gguf``, the linears and the embedding on a grid."""
+    config = companions(folder, shape)
+    exporter.export(QModel(config, Random(config, plugins.find("grids", grid)), folder), folder / "model.gguf")
+
+
+def floats(folder: Path, shape: str) -> None:
+    """A float16 model in the Hugging Face layout: normal weights that keep activations finite, norms of ones."""
+    config = companions(folder, shape)
+    family = families.of_config(config)
+    shapes = {place.logical: place.shape for place in family.places(family.dimensions(config), tied=True)}
+    with TensorWriter(folder / WHOLE, shapes, {"format": "pt"}) as file:
+        for seed, (name, size) in enumerate(sorted(shapes.items())):
+            rng = np.random.default_rng(seed)
+
+            def some(start: int, stop: int, size: tuple[int, ...] = size, rng: np.random.Generator = rng) -> np.ndarray:
+                if len(size) == 1:
+                    return np.ones(stop - start, np.float16)
+                return (rng.standard_normal((stop - start, size[1]), np.float32) / size[1] ** 0.5).astype(np.float16)
+
+            file.add_runs(name, np.dtype(np.float16), (some(*run) for run in cuts(size)))
+
+
+def companions(folder: Path, shape: str) -> dict[str, Any]:
+    """config.json and tokenizer.json; returns the config."""
     layers, hidden, inner, heads, kv_heads, vocabulary = SHAPES[shape]
     config = {
         "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
@@ -77,7 +103,7 @@ def make(folder: Path, shape: str, grid: str) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(config))
-    exporter.export(QModel(config, Random(config, plugins.find("grids", grid)), folder), folder / "model.gguf")
+    return config
 
 
 def tune(base: Path, run: Path) -> None:
