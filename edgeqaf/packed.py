@@ -86,9 +86,9 @@ def packed_by_rows(rows: Rows, grid: Grid, shape: tuple[int, int]) -> Packed:
 
 def _packed(grid: Grid, shape: tuple[int, int], some: Callable[[int, int], QTensor]) -> Packed:
     out, inputs = shape
-    # On the CPU even where transformers has made the meta device the default.
+    # On the CPU and in float32 even where transformers has made another device or type the default.
     codes = torch.empty(out, inputs // lanes(grid), dtype=torch.uint8, device="cpu")
-    scale = torch.empty(out, inputs // grid.block, device="cpu")
+    scale = torch.empty(out, inputs // grid.block, dtype=torch.float32, device="cpu")
     zero = None if grid.zero is Zero.NONE else torch.empty_like(scale)
     for start, stop in cuts(shape):
         q = some(start, stop)
