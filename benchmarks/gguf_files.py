@@ -15,14 +15,12 @@ processors, between two exports.
 
 import argparse
 import filecmp
-import json
 import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import steps
 from synthetic import SHAPES, halves, make, tune
 
 from edgeqaf import checkpoint
@@ -33,9 +31,8 @@ from exporters.gguf import exporter
 LIMITED = ("import", "merge", "export")  # what is held to the limit
 
 
-def step(what: str, folder: Path, shape: str, grid: str, lib: Path | None) -> dict[str, float]:
-    """One step in this process; seconds and peak memory in MB."""
-    started = time.perf_counter()
+def step(what: str, folder: Path, shape: str, grid: str, lib: Path | None) -> None:
+    """One step, in this process."""
     if what == "make":
         make(folder, shape, grid)
     elif what == "import":
@@ -58,8 +55,6 @@ def step(what: str, folder: Path, shape: str, grid: str, lib: Path | None) -> di
     else:
         (folder / "tuned.gguf").unlink(missing_ok=True)
         exporter.export(checkpoint.load(folder / "merged"), folder / "tuned.gguf")
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def main() -> None:
@@ -72,7 +67,7 @@ def main() -> None:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.step:
-        print(json.dumps(step(asked.step, asked.dir, asked.shape, asked.grid, asked.llama_lib)))
+        steps.measure(lambda: step(asked.step, asked.dir, asked.shape, asked.grid, asked.llama_lib))
         return
     with tempfile.TemporaryDirectory(dir=asked.dir) as place:
         compare(asked, Path(place))
@@ -89,8 +84,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> None:
     for what in ("make", "import", "back", "tune", "merge", *theirs):
         held = asked.limited and what in LIMITED
         allow = (lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))) if held else None
-        ran = subprocess.run([*line, "--step", what], check=True, stdout=subprocess.PIPE, text=True, preexec_fn=allow)
-        done = json.loads(ran.stdout.splitlines()[-1])
+        done = steps.run([*line, "--step", what], preexec_fn=allow)
         size, seconds = (folder / "model.gguf").stat().st_size / 1e6, done["seconds"]
         taken.setdefault(what, []).append(seconds)
         note = f"  peak {done['mb']:5.0f} MB" + (f", limit {limit / 2**20:.0f}" if what in LIMITED else "")

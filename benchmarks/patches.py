@@ -10,9 +10,7 @@ whose peak memory is its own.
 import argparse
 import filecmp
 import json
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import steps
 from synthetic import SHAPES, make
 
 from edgeqaf import plugins
@@ -32,7 +31,7 @@ from edgeqaf.parts import CODES
 from edgeqaf.patch.file import Patch
 from edgeqaf.patch.making import make as make_patch
 from edgeqaf.patch.target import Target
-from edgeqaf.runs import Rows, Run, rows_of
+from edgeqaf.runs import Rows, Run, rows_of, whole
 from exporters.gguf import exporter
 
 
@@ -52,7 +51,10 @@ class Moved(Mapping[str, Tensor]):
         return len(self._model.tensors)
 
     def __getitem__(self, name: str) -> Tensor:
-        raise NotImplementedError("by rows only")
+        grid, shape = self.outline()[name]
+        if grid == FLOAT32:
+            return self._model.tensors[name]
+        return whole(self.rows(name), plugins.find("grids", grid), (shape[0], shape[1]))
 
     def rows(self, name: str) -> Rows:
         rows, grid = rows_of(self._model.tensors, name), self.outline()[name][0]
@@ -67,9 +69,8 @@ class Moved(Mapping[str, Tensor]):
 
 
 def step(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """One step in this process; seconds, peak memory in MB, and what the patch takes."""
-    model, patch, more = folder / "model.gguf", folder / "task.eqpatch", {}
-    started = time.perf_counter()
+    """One step, in this process; what the patch takes."""
+    model, patch, more, started = folder / "model.gguf", folder / "task.eqpatch", {}, time.perf_counter()
     if what == "start":  # what every step has: the imports
         pass
     elif what == "make":
@@ -88,8 +89,7 @@ def step(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, fl
             assert found == {"apply": "not applied", "verify": "applied", "revert": "applied"}[what], found
             if what != "verify":
                 target.move(put=what == "apply")
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, **more}
+    return more
 
 
 def main() -> None:
@@ -101,14 +101,12 @@ def main() -> None:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.step:
-        print(json.dumps(step(arguments.step, arguments.dir, arguments)))
+        steps.measure(lambda: step(arguments.step, arguments.dir, arguments))
         return
     with tempfile.TemporaryDirectory(dir=arguments.dir) as place:
         folder = Path(place)
         for what in ("start", "make", "tune", "diff", "apply", "verify", "revert"):
-            line = [sys.executable, __file__, *sys.argv[1:], "--dir", place, "--step", what]
-            ran = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
-            done = json.loads(ran.stdout.splitlines()[-1])
+            done = steps.run([sys.executable, __file__, *sys.argv[1:], "--dir", place, "--step", what])
             size = (folder / "model.gguf").stat().st_size / 1e6 if what != "start" else 0.0
             print(f"{what:7} {size:6.0f} MB  {done['seconds']:6.1f} s  peak {done['mb']:5.0f} MB", end="")
             print(f"  reading and hashing first: {done['check']:.1f} s" if what in ("apply", "revert") else "")

@@ -7,14 +7,11 @@ base folder, everything read back and hashed. Each quantizer is a process of its
 """
 
 import argparse
-import json
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import steps
 from synthetic import SHAPES, floats
 
 from edgeqaf.quantize import quantize
@@ -22,17 +19,14 @@ from edgeqaf.quantize import quantize
 WORDS = "The quick brown fox jumps over the lazy dog, and then it sleeps by the river until the evening comes.\n"
 
 
-def step(what: str, folder: Path, shape: str, tokens: int) -> dict[str, float]:
-    """One step in this process; seconds and peak memory in MB."""
-    started = time.perf_counter()
+def step(what: str, folder: Path, shape: str, tokens: int) -> None:
+    """One step, in this process."""
     if what == "floats":
         floats(folder, shape)
         (folder / "calib.txt").write_text(WORDS * (tokens // 50))  # a token is a byte of this tokenizer
     else:
         more = {"calib": str(folder / "calib.txt"), "calib_tokens": tokens} if what == "gptq" else {}
         quantize(folder, folder.with_name(f"{folder.name}-{what}"), "q4_0", what, **more)
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def main() -> None:
@@ -44,17 +38,14 @@ def main() -> None:
     parser.add_argument("--step", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.step:
-        print(json.dumps(step(asked.step, asked.dir, asked.shape, asked.calib_tokens)))
+        steps.measure(lambda: step(asked.step, asked.dir, asked.shape, asked.calib_tokens))
         return
     with tempfile.TemporaryDirectory(dir=asked.dir) as place:
         folder = Path(place) / "model"
         folder.mkdir()
         line = [sys.executable, __file__, "--shape", asked.shape, "--calib-tokens", str(asked.calib_tokens)]
         for what in ("floats", *asked.quantizers.split(",")):
-            ran = subprocess.run(
-                [*line, "--dir", str(folder), "--step", what], check=True, stdout=subprocess.PIPE, text=True
-            )
-            done = json.loads(ran.stdout.splitlines()[-1])
+            done = steps.run([*line, "--dir", str(folder), "--step", what])
             print(f"{what:8} {done['seconds']:7.1f} s  peak {done['mb']:6.0f} MB", flush=True)
 
 

@@ -13,12 +13,11 @@ paths inside: the same input gives the same bytes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from edgeqaf import __version__, plugins
 from edgeqaf.companions import CONFIG, QUANTIZATION, companions_digest, copy_companions, name_quantizer
@@ -27,22 +26,13 @@ from edgeqaf.digest import FLOAT32, Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.qtensor import QTensor
-from edgeqaf.runs import digests, rows_of
+from edgeqaf.runs import Outlined, digests, kind_of, rows_of
 from edgeqaf.staging import staged
-from edgeqaf.tensorfile import TensorWriter
-from edgeqaf.weightsfile import WeightsFile, stored, stored_bytes, write
+from edgeqaf.weightsfile import WeightsFile, stored_bytes, write_all
 
 FORMAT = 1
 MANIFEST = "edgeqaf.json"
 WEIGHTS = "model.safetensors"
-
-
-@runtime_checkable
-class Outlined(Protocol):
-    """Tensors that know their grids and shapes before they are read."""
-
-    def outline(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-        """See `QModel.outline`."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +66,7 @@ class QModel:
             return {name: (entry["grid"], tuple(entry["shape"])) for name, entry in stated.items()}
         if isinstance(self.tensors, Outlined):
             return dict(self.tensors.outline())
-        return {
-            name: (tensor.grid.name if isinstance(tensor, QTensor) else FLOAT32, tuple(map(int, tensor.shape)))
-            for name, tensor in self.tensors.items()
-        }
+        return {name: kind_of(tensor) for name, tensor in self.tensors.items()}
 
     def weights(self) -> int:
         """How many weights are quantized."""
@@ -110,12 +97,11 @@ def save(
 ) -> QModel:
     """Write ``model`` as the folder ``target``, re-read it, and return it as loaded from there.
 
-    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest, where they are not known before
-    everything is written, it is called with the tensors as they were; ``title`` is the progress bar's. One tensor is
-    in memory at a time.
+    kind is "base" or "merged"; ``extra`` adds top-level entries to the manifest; where they are not known before
+    everything is written, it is called with the tensors as they were. ``title`` is the progress bar's. Some runs are
+    in memory at a time, or a tensor that cannot be had by rows.
     """
     outline = model.outline()
-    shapes = {key: shape for name, (grid, shape) in outline.items() for key, shape in stored(name, grid, shape)}
     total, done = stored_bytes(outline), 0
     with staged(target, force=force, needed_bytes=total + 2**20) as part:
         part.mkdir()
@@ -123,13 +109,9 @@ def save(
         if (part / CONFIG).is_file():
             name_quantizer(part)
         entries: dict[str, dict[str, Any]] = {}
-        with (
-            TensorWriter(part / WEIGHTS, shapes, {"format": "pt"}) as file,
-            ThreadPoolExecutor(1) as beside,
-            progress(title, total, "B") as advance,
-        ):
-            for name, (grid, shape) in sorted(outline.items()):
-                digest = write(file, model.tensors, name, (grid, shape), beside)
+        with progress(title, total, "B") as advance:
+            for name, digest in write_all(part / WEIGHTS, model.tensors, outline):
+                grid, shape = outline[name]
                 entries[name] = {"grid": grid, "shape": [int(n) for n in shape], "digest": digest}
                 done += stored_bytes({name: (grid, shape)})
                 advance(done, name)

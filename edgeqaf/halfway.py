@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save_file
-
 from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json, write_json
+from edgeqaf.runs import kind_of
 from edgeqaf.staging import staged
-from edgeqaf.weightsfile import WeightsFile, pack
+from edgeqaf.weightsfile import WeightsFile, write_all
 
 MADE_OF = "made-of.json"
 
@@ -47,7 +46,8 @@ class Halfway:
             with staged(self.folder / MADE_OF) as part:
                 write_json(part, self._made_of)
         with staged(self._file(index), force=True) as part:
-            save_file({key: array for name in tensors for key, array in pack(name, tensors[name]).items()}, part)
+            for _ in write_all(part, tensors, {name: kind_of(tensors[name]) for name in tensors}):
+                pass
 
     def clear(self) -> None:
         if self.folder.is_dir():

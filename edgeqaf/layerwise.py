@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeqaf import digest, plugins
-from edgeqaf.checkpoint import Outlined
 from edgeqaf.memory import give_back
 from edgeqaf.modeling import head_of, put, require_plausible, require_whole, skeleton
 from edgeqaf.nn import QLinear
 from edgeqaf.packed import Packed, packed_by_rows
-from edgeqaf.runs import ByRows
+from edgeqaf.runs import ByRows, Outlined
 from edgeqaf.source import EMBEDDING, HEAD
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.")

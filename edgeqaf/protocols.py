@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf.checkpoint import Outlined, QModel
+from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Floats, Tensor, merkle_root, tensor_digest
 from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
-from edgeqaf.runs import ByRows, digests
+from edgeqaf.runs import ByRows, Outline, Outlined, digests, kind_of
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,15 @@ class Artifact:
 
     def digests(self, title: str = "") -> dict[str, str]:
         """The digest of every tensor by name. title: of a progress bar, where there should be one."""
-        if isinstance(self.tensors, ByRows) and isinstance(self.tensors, Outlined):
-            return dict(digests(self.tensors.rows, self.tensors.outline(), title))
+        if isinstance(self.tensors, ByRows):
+            return dict(digests(self.tensors.rows, self.outline(), title))
         return {name: tensor_digest(name, stored.tensor) for name, stored in self.tensors.items()}
+
+    def outline(self) -> Outline:
+        """`edgeqaf.checkpoint.QModel.outline` of its tensors; none is read where the file tells."""
+        if isinstance(self.tensors, Outlined):
+            return self.tensors.outline()
+        return {name: kind_of(stored.tensor) for name, stored in self.tensors.items()}
 
     def quantized(self) -> Iterator[tuple[str, Stored, QTensor]]:
         """(logical name, where it is stored, its value) of each quantized tensor, sorted."""

@@ -25,7 +25,7 @@ from edgeqaf.qtensor import QTensor, check
 Made = TypeVar("Made")
 RUN = 2**21  # weights of a run
 # glibc gives memory back to the system, to be zeroed again, from 128 KB on, until it has seen a larger piece
-# freed (mallopt(3), M_MMAP_THRESHOLD); numpy is six times as fast on runs whose memory stays with the process.
+# freed (mallopt(3), M_MMAP_THRESHOLD); numpy is several times as fast on runs whose memory stays.
 np.empty(2**25 - 2**13, np.uint8)
 Outline = Mapping[str, tuple[str, tuple[int, ...]]]  # `edgeqaf.checkpoint.QModel.outline`
 Run = Parts | Floats  # some rows of a tensor on a grid, by their parts, or of one of floats
@@ -38,6 +38,19 @@ class ByRows(Protocol):
 
     def rows(self, name: str) -> Rows:
         """The tensor ``name``, to be read by rows."""
+
+
+@runtime_checkable
+class Outlined(Protocol):
+    """Tensors that know their grids and shapes before they are read."""
+
+    def outline(self) -> Outline:
+        """See `edgeqaf.checkpoint.QModel.outline`."""
+
+
+def kind_of(tensor: Tensor) -> tuple[str, tuple[int, ...]]:
+    """Grid, or "float32", and shape of a tensor in memory."""
+    return tensor.grid.name if isinstance(tensor, QTensor) else FLOAT32, tuple(map(int, tensor.shape))
 
 
 def rows_of(tensors: Mapping[str, Tensor], name: str) -> Rows:
@@ -65,10 +78,13 @@ def whole(rows: Rows, grid: Grid, shape: tuple[int, int]) -> QTensor:
     return join(grid, parts)
 
 
-def cuts(shape: tuple[int, ...], unit: int = 1) -> Iterator[tuple[int, int]]:
-    """[start, stop) of the rows of each run of a tensor, by multiples of ``unit`` rows; of the elements of a vector."""
+def cuts(shape: tuple[int, ...], unit: int = 1, most: int | None = None) -> Iterator[tuple[int, int]]:
+    """[start, stop) of the rows of each run of a tensor, by multiples of ``unit`` rows; of the elements of a vector.
+
+    most: weights of a run that has more than a unit; `RUN` unless it is said.
+    """
     shape = shape or (1,)
-    each = max(1, RUN // max(prod(shape[1:]), 1) // unit) * unit
+    each = max(1, (most or RUN) // max(prod(shape[1:]), 1) // unit) * unit
     return ((start, min(start + each, shape[0])) for start in range(0, shape[0], each))
 
 

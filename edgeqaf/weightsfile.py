@@ -1,7 +1,7 @@
 """How the tensors of a model lie in its ``model.safetensors``; see `edgeqaf.checkpoint` for the folder around it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from edgeqaf.digest import FLOAT32, Floats, Tensor, TensorDigest
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from edgeqaf.packing import WIDTHS, pack_codes, unpack_codes
-from edgeqaf.qtensor import QTensor, check
 from edgeqaf.runs import Outline, Rows, ahead, cuts, rows_of, whole
 from edgeqaf.tensorfile import NAMES, Array, TensorFile, TensorWriter
 
@@ -44,20 +43,20 @@ def stored_bytes(outline: Outline) -> int:
     return size
 
 
-def pack(name: str, tensor: Tensor) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays that hold one logical tensor; raises GridError for one that is not on its grid."""
-    if not isinstance(tensor, QTensor):
-        return {name: np.asarray(tensor, order="C").astype(_narrowest([tensor]))}
-    arrays = parts.split(check(tensor, name))
-    arrays[parts.CODES] = pack_codes(tensor.codes, tensor.grid)
-    return {f"{name}.{part}": array for part, array in arrays.items()}
+def write_all(path: Path, tensors: Mapping[str, Tensor], outline: Outline) -> Iterator[tuple[str, str]]:
+    """Write tensors into a new file, sorted, by runs of rows: name and digest of each once it is written.
+
+    Raises GridError for one that is not on its grid. The file is complete when the iterator has ended.
+    """
+    shapes = {key: shape for name, (grid, shape) in outline.items() for key, shape in stored(name, grid, shape)}
+    with TensorWriter(path, shapes, {"format": "pt"}) as file, ThreadPoolExecutor(1) as beside:
+        for name, kind in sorted(outline.items()):
+            yield name, _write(file, name, kind, rows_of(tensors, name), beside)
 
 
-def write(
-    file: TensorWriter, tensors: Mapping[str, Tensor], name: str, kind: tuple[str, tuple[int, ...]], beside: Executor
-) -> str:
-    """Write one of some tensors by runs of rows, and return its digest. kind: grid and shape; beside: what hashes."""
-    (grid, shape), rows = kind, rows_of(tensors, name)
+def _write(file: TensorWriter, name: str, kind: tuple[str, tuple[int, ...]], rows: Rows, beside: Executor) -> str:
+    """Write one tensor and return its digest. kind: grid and shape; beside: what hashes."""
+    grid, shape = kind
     if grid == FLOAT32:
         return _write_floats(file, name, shape, rows, beside)
     found: Grid = plugins.find("grids", grid)
@@ -84,7 +83,7 @@ def write(
 
 
 def _write_floats(file: TensorWriter, name: str, shape: tuple[int, ...], rows: Rows, beside: Executor) -> str:
-    """`write` of a float tensor, which is read twice: what it can be stored as follows from all of it."""
+    """`_write` of a float tensor, which is read twice: what it can be stored as follows from all of it."""
 
     def runs() -> Iterator[Floats]:
         for start, stop in cuts(shape):

@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import accumulate
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,17 @@ from edgeqaf.digest import file_sha256
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.parts import Parts
 from edgeqaf.patch.coding import Bytes, add
+from edgeqaf.runs import cuts
 from edgeqaf.tensorfile import ALIGNMENT, TensorFile
 
-FORMAT, MANIFEST, RUN = 1, "manifest", 2**20
+FORMAT, MANIFEST, RUN = 1, "manifest", 2**20  # a run of a patch, in weights: part of the format
 MOST = 2**40  # weights of a tensor
 AGAIN = "the patch is damaged or no patch; fetch or make it again"
 
 
 def runs(shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """[start, stop) of the rows of each run of a tensor [out, in]; of the elements of a vector."""
-    each = max(1, RUN // prod(shape[1:]))
-    return [(start, min(start + each, shape[0])) for start in range(0, shape[0], each)]
+    return list(cuts(shape, most=RUN))
 
 
 def changed(rows: Parts, differences: Mapping[str, bytes], *, times: int = 1) -> Parts:

@@ -95,7 +95,7 @@ def _compared(name: str, kind: Kind, old: Rows, new: Rows) -> _Pair:
     counts = {part: np.zeros(256, np.int64) for part in (parts.dtypes(grid) if grid else ())}
     lengths: dict[str, list[int]] = {part: [] for part in counts}
     coded, codes, others = [], 0, 0
-    for start, stop in runs(kind[1] or (1,)):
+    for start, stop in runs(kind[1]):
         pair = old(start, stop), new(start, stop)
         x, y = (parts_of(rows) for rows in pair)
         more = moved(x, y)

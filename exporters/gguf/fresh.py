@@ -10,7 +10,7 @@ import numpy as np
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused
-from edgeqaf.runs import rows_of
+from edgeqaf.runs import Outline, rows_of
 from edgeqaf.source import HEAD
 from exporters.gguf import families
 from exporters.gguf.artifact import CARRIED
@@ -24,8 +24,6 @@ from exporters.gguf.places import Dimensions, Place
 from exporters.gguf.planned import lay_out
 from exporters.gguf.tokenizer import tokenizer_metadata
 from exporters.gguf.writing import write_tensor
-
-Outline = dict[str, tuple[str, tuple[int, ...]]]
 
 
 class Fresh:

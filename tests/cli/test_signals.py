@@ -51,14 +51,14 @@ def test_an_interrupted_run_resumes_to_the_same_bits(shell: Any, road: Any) -> N
 def test_a_signal_while_writing_leaves_nothing(number: signal.Signals, shell: Any, tiny_float_model: Path) -> None:
     script = f"""
 import os, signal, time
-from edgeqaf import checkpoint
-class Interrupted(checkpoint.TensorWriter):
+from edgeqaf import weightsfile
+class Interrupted(weightsfile.TensorWriter):
     def add(self, name, array):
         super().add(name, array)
         assert os.listdir(".")[0].endswith(".part")
         os.kill(os.getpid(), {int(number)})
         time.sleep(30)
-checkpoint.TensorWriter = Interrupted
+weightsfile.TensorWriter = Interrupted
 {MAIN}"""
     process = start("quantize", tiny_float_model, "-o", "base", script=script)
     out, err = process.communicate(timeout=60)

@@ -68,14 +68,14 @@ def test_a_flipped_bit_of_the_data_is_refused_or_comes_back(small, tmp_path):
 IMPORT = """
 import os, signal, sys
 from pathlib import Path
-from edgeqaf import checkpoint
+from edgeqaf import weightsfile
 from edgeqaf.imported import import_base
-class Killed(checkpoint.TensorWriter):
+class Killed(weightsfile.TensorWriter):
     def add_runs(self, name, dtype, runs):
         super().add_runs(name, dtype, runs)
         if name.startswith(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.TensorWriter = Killed
+weightsfile.TensorWriter = Killed
 import_base(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

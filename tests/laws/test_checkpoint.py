@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from samples import EVERY, GRIDS, bits, random_tensor
 
-from edgeqaf import __version__, checkpoint
+from edgeqaf import __version__, weightsfile
 from edgeqaf.checkpoint import MANIFEST, WEIGHTS, QModel, load, save, verify
 from edgeqaf.companions import COMPANIONS, LINE
 from edgeqaf.digest import merkle_root, tensor_digest
@@ -227,7 +227,7 @@ def test_a_disk_that_keeps_other_bits_than_it_was_given_is_found_out_before_the_
             damaged[-1] ^= 1
             self.path.write_bytes(damaged)
 
-    monkeypatch.setattr(checkpoint, "TensorWriter", WriterOnABadDisk)
+    monkeypatch.setattr(weightsfile, "TensorWriter", WriterOnABadDisk)
     with pytest.raises(Refused, match="does not match its digest"):
         save_base(source, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["source"]
