@@ -1,0 +1,4 @@
+"""The exact profile: a decoder whose logits have the same bits on every machine.
+
+TODO essay
+"""

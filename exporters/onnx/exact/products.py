@@ -1,0 +1,93 @@
+"""Matrix products whose result does not depend on the order of additions.
+
+A linear layer multiplies integers: its input is rounded to integers of ``bits`` bits relative to the largest of its
+row, its weights are integers already (`digits`), and what is added are int32 sums of products of bytes, which cannot
+round. The weighted sum of these int32 sums is exact in float64, and rounds once, to float32.
+
+The products of attention are float64 sums over values that lie on grids (`elementary.on_grid`): queries and keys on
+one of their own for each token, weights and values on fixed ones, as what a token sees must not depend on the others.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from exporters.onnx.exact.digits import BASE
+from exporters.onnx.exact.elementary import decay, largest, on_grid
+from exporters.onnx.exact.emit import Emit
+
+TINY = 1e-30  # below any activation that matters; keeps the division defined
+INPUT_BASE = 255  # of the input's digits, [-127, 127]
+INPUT_LIMITS = {8: 127, 16: 127 * INPUT_BASE + 127}
+KEY_BITS = 20  # of queries and keys, relative to the largest of a head; twice that and a head's sum are below 53
+VALUE_BITS = 20  # of values, relative to the bound of their layer
+VALUES = "model.layers.0.values"  # of the traced layer; `exporters.onnx.stack.at` renames it for the others
+VALUE_LIMITS = ("low", "high", "sigma")
+WEIGHT_BITS = 23  # of attention weights at most
+
+
+def linear(emit: Emit, x: str, name: str, digits: int, bits: int, out: str) -> None:
+    """``out = x @ W.T``: x [batch, tokens, in]; of W ``NAME.digits`` [in, digits * out] and ``NAME.unit`` [out]."""
+    limit = INPUT_LIMITS[bits]
+    x = emit("Unsqueeze", x, emit.integers(-2))
+    scale = emit("Div", emit("Max", largest(emit, x), emit.constant(TINY)), emit.constant(limit))
+    whole = emit("Round", emit("Div", x, scale))
+    if bits == 16:
+        high = emit("Round", emit("Mul", whole, emit.constant(1 / INPUT_BASE)))
+        low = emit("Sub", whole, emit("Mul", high, emit.constant(INPUT_BASE)))
+        whole = emit("Concat", high, low, axis=-2)
+    point = emit.constant(128, np.uint8)
+    unsigned = emit("QuantizeLinear", whole, emit.constant(1.0), point)
+    sums = emit.cast(emit("MatMulInteger", unsigned, f"{name}.digits", point), "DOUBLE")
+    factors = [float(BASE**j * high) for high in ([INPUT_BASE, 1] if bits == 16 else [1]) for j in range(digits)]
+    terms = emit("Reshape", sums, emit.integers(0, 0, len(factors), -1))
+    total = emit.cast(emit("MatMul", emit.double([factors]), terms), "FLOAT")
+    scaled = emit("Mul", emit("Mul", total, f"{name}.unit"), scale)
+    emit("Squeeze", scaled, emit.integers(-2), out=out)
+
+
+def rounded_key(emit: Emit, x: str) -> str:
+    """Queries or keys of new tokens, on a grid of their own for each token and head."""
+    return on_grid(emit, x, emit("Mul", largest(emit, x), emit.constant(2.0 ** (23 - KEY_BITS))))
+
+
+def rounded_value(emit: Emit, x: str) -> str:
+    """Values of new tokens, on the grid of their layer, whose `value_limits` these are."""
+    low, high, sigma = (f"{VALUES}.{name}" for name in VALUE_LIMITS)
+    return on_grid(emit, emit("Clip", x, low, high), sigma)
+
+
+def value_limits(bound: float) -> dict[str, float]:
+    """The constants that `rounded_value` needs of a layer whose values stay below ``bound``, a power of two."""
+    return dict(zip(VALUE_LIMITS, (-bound, bound, 1.5 * 2.0 ** (23 - VALUE_BITS) * bound), strict=True))
+
+
+def scores(emit: Emit, query: str, keys: str, out: str) -> None:
+    """query [..., tokens, head_dim] @ keys [..., head_dim, past + tokens]; keys are rounded already."""
+    wide = emit.cast(rounded_key(emit, query), "DOUBLE")
+    emit.cast(emit("MatMul", wide, emit.cast(keys, "DOUBLE")), "FLOAT", out)
+
+
+def weights(emit: Emit, scores: str, context: int) -> tuple[str, str]:
+    """(e, sum of e): float64 softmax weights before their division, on a grid on which sums over context are exact."""
+    bits = min(WEIGHT_BITS, 53 - VALUE_BITS - (context - 1).bit_length())
+    highest = emit("ReduceMax", scores, emit.integers(-1), keepdims=1)
+    e = decay(emit, emit("Sub", highest, scores))
+    wide = emit.cast(on_grid(emit, e, emit.constant(1.5 * 2.0 ** (23 - bits))), "DOUBLE")
+    return wide, emit("ReduceSum", wide, emit.integers(-1), keepdims=1)
+
+
+def weighted(emit: Emit, e: str, total: str, values: str, out: str) -> None:
+    """The mean of values [..., past + tokens, head_dim] by the weights e; values are rounded already."""
+    summed = emit("MatMul", e, emit.cast(values, "DOUBLE"))
+    emit.cast(emit("Div", summed, total), "FLOAT", out)
+
+
+def value_bound(rows: Sequence[float], norm: float, width: int, bias: float) -> float:
+    """A power of two above every value of a layer whose input comes from an RMS norm.
+
+    rows: Euclidean norms of the value projection's rows; norm: the largest factor of the norm before it, whose output
+    is therefore no longer than ``norm * sqrt(width)``; bias: the largest.
+    """
+    bound = max(rows) * norm * width**0.5 + bias
+    return float(2.0 ** np.ceil(np.log2(max(bound, TINY))))
