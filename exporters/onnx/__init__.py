@@ -25,10 +25,9 @@ from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored, StoredAs
 from exporters.onnx import parts as layout
+from exporters.onnx.architecture import check
 from exporters.onnx.genai import genai_config
 
-ARCHITECTURES = ("llama",)
-_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 # Measured size of model.onnx and genai_config.json: once, per layer, per linear with a float zero.
 _GRAPH_BYTES, _LAYER_BYTES, _OFFSET_BYTES = 5_200, 11_300, 1_180
 
@@ -61,12 +60,13 @@ class OnnxExporter:
         from exporters.onnx.trace import trace
 
         kept = _kept(model)
-        proto = build(trace(model.config), model.config["num_hidden_layers"], kept)
+        traced = trace(model.config)
+        proto = build(traced, kept)
         path.mkdir()
         copy_companions(model.folder, path)
         generation = model.folder / "generation_config.json"
         generated = read_json(generation) if generation.is_file() else {}
-        write_json(path / "genai_config.json", genai_config(model.config, generated, MODEL))
+        write_json(path / "genai_config.json", genai_config(model.config, generated, traced, MODEL))
         (path / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
         offsets, size = layout.place(
             [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
@@ -89,12 +89,7 @@ class OnnxExporter:
 
 def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
     """Shape and grid (None: float) of each tensor by sorted name; raises Refused for what ONNX cannot carry."""
-    architecture = model.config.get("model_type")
-    if architecture not in ARCHITECTURES:
-        raise Refused(f"architecture {architecture!r} has no ONNX export", f"supported: {', '.join(ARCHITECTURES)}")
-    for key in _SIZES:
-        if not isinstance(size := model.config.get(key), int) or size < 1:
-            raise Refused(f"config.json: {key} is {size!r}", "fix config.json")
+    check(model.config)
     if (layers := model.config["num_hidden_layers"]) > len(model.tensors):
         raise Refused(f"config.json: {layers} layers, the model has {len(model.tensors)} tensors", "fix config.json")
     kept = {}

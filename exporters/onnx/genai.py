@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from exporters.onnx.trace import Traced
+
 # Activations stay float32. Without this entry ONNX Runtime rounds them to 8 bits (level 4).
 ACCURACY_LEVEL = {"session.qdq_matmulnbits_accuracy_level": "1"}
 
 
-def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any], model: str) -> dict[str, Any]:
+def genai_config(
+    config: Mapping[str, Any], generation: Mapping[str, Any], traced: Traced, model: str
+) -> dict[str, Any]:
     """The configuration for the decoder file ``model``, from config.json and generation_config.json.
 
-    The cache is not shared between past and present: our graph concatenates, as transformers does.
+    The cache is not shared between past and present: our graph concatenates, as transformers does. Nothing is
+    said of sliding windows: the graph masks what they leave out, and the cache is whole.
     """
-    heads = config["num_attention_heads"]
     tokens = {key: generation.get(key, config.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     end = tokens["eos_token_id"]
     if tokens["pad_token_id"] is None:
@@ -21,11 +25,11 @@ def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any], model
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **ACCURACY_LEVEL},
         "filename": model,
-        "head_size": config.get("head_dim") or config["hidden_size"] // heads,
+        "head_size": traced.head_dim,
         "hidden_size": config["hidden_size"],
-        "num_attention_heads": heads,
+        "num_attention_heads": config["num_attention_heads"],
         "num_hidden_layers": config["num_hidden_layers"],
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "num_key_value_heads": traced.kv_heads,
         "inputs": {
             "input_ids": "input_ids",
             "attention_mask": "attention_mask",

@@ -1,6 +1,6 @@
 """From the traced layer to the ONNX model: stack the layers, attach the weights.
 
-Copies of the traced layer are chained (`stack`). Then each weight, an input of the traced graph,
+Copies of the traced layers are chained (`stack`). Then each weight, an input of the traced graph,
 becomes an initializer whose bytes lie in the data file, read in a quantized form where the weight
 is quantized (`linear`).
 """
@@ -14,7 +14,7 @@ from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from exporters.onnx.linear import attach, constants
 from exporters.onnx.parts import TYPES, parts, place
-from exporters.onnx.stack import FIRST, at, clean, stack
+from exporters.onnx.stack import at, clean, layer_of, stack
 from exporters.onnx.trace import INPUTS, OPSET, Traced
 
 IR_VERSION = 10
@@ -24,17 +24,17 @@ MODEL, DATA = "model.onnx", "model.onnx.data"
 GRIDS = "edgeqaf.grids"  # metadata key: {logical name: grid name} of the quantized tensors, as JSON
 
 
-def build(traced: Traced, layers: int, tensors: Mapping[str, Kind]) -> Any:
-    """The onnx.ModelProto that runs ``tensors`` in ``layers`` copies of the traced layer.
+def build(traced: Traced, tensors: Mapping[str, Kind]) -> Any:
+    """The onnx.ModelProto that runs ``tensors`` in copies of the traced layers.
 
     Raises Refused, naming them, for tensors that the architecture lacks or that have no place in it.
     """
     from onnx import helper
 
-    _check_tensors(traced, layers, tensors)
+    _check_tensors(traced, tensors)
     grids = {name: grid for name, (_, grid) in sorted(tensors.items()) if grid is not None}
-    nodes = list(attach(stack(traced, layers), grids))
-    inputs, outputs = _signature(traced, layers)
+    nodes = list(attach(stack(traced), grids))
+    inputs, outputs = _signature(traced)
     initializers = [*(clean(c) for c in traced.graph.initializer), *constants(grids.values()), *_external(tensors)]
     graph = helper.make_graph(nodes, "decoder", inputs, outputs, initializers)
     ir, opset = versions(grids.values())
@@ -54,10 +54,12 @@ def versions(grids: Iterable[Grid]) -> tuple[int, int]:
     return UINT2_VERSIONS if any(TYPES[grid.bits] == "UINT2" for grid in grids) else (IR_VERSION, OPSET)
 
 
-def _check_tensors(traced: Traced, layers: int, tensors: Mapping[str, Kind]) -> None:
-    wanted = {
-        at(name, i): shape for name, shape in traced.weights.items() for i in range(layers if FIRST.search(name) else 1)
-    }
+def _check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, shape in traced.weights.items():
+        kind = layer_of(name)
+        copies = [at(name, layer) for layer, copied in enumerate(traced.layers) if copied == kind]
+        wanted |= dict.fromkeys([name] if kind is None else copies, shape)
     if missing := sorted(set(wanted) - set(tensors)):
         raise Refused(f"no tensor {', '.join(missing)}, which config.json asks for", "check config.json")
     if foreign := sorted(set(tensors) - set(wanted)):
@@ -81,12 +83,12 @@ def _external(tensors: Mapping[str, Kind]) -> Iterator[Any]:
         yield tensor
 
 
-def _signature(traced: Traced, layers: int) -> tuple[list[Any], list[Any]]:
+def _signature(traced: Traced) -> tuple[list[Any], list[Any]]:
     """Inputs and outputs, named as optimum's ORTModelForCausalLM and onnxruntime-genai expect them."""
     from onnx import TensorProto, helper
 
     def cache(name: str, length: str) -> Iterator[Any]:
-        for i in range(layers):
+        for i in range(len(traced.layers)):
             for part in ("key", "value"):
                 dims = ["batch_size", traced.kv_heads, length, traced.head_dim]
                 yield helper.make_tensor_value_info(f"{name}.{i}.{part}", TensorProto.FLOAT, dims)

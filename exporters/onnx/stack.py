@@ -1,35 +1,50 @@
-"""Copies of the traced layer, chained from mark to mark between what comes before and after it."""
+"""Copies of the traced layers, chained from mark to mark between what comes before and after them."""
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from exporters.onnx.trace import LAYER_INPUT, LAYER_OUTPUT, Traced
+from exporters.onnx.trace import HIDDEN, Traced
 
-FIRST = re.compile(r"\b(layers|past_key_values|present)\.0\.")
+LAYER = re.compile(r"\b(layers|past_key_values|present)\.(\d+)\.")
 
 
 def at(name: str, layer: int) -> str:
-    """A name that belongs to the traced layer, as it is called in copy ``layer``."""
-    return FIRST.sub(lambda match: f"{match[1]}.{layer}.", name)
+    """A name that belongs to a traced layer, as it is called in layer ``layer`` of the model."""
+    return LAYER.sub(lambda match: f"{match[1]}.{layer}.", name)
 
 
-def stack(traced: Traced, layers: int) -> Iterator[Any]:
-    """Nodes before the layer, the layer ``layers`` times, nodes after it; metadata removed."""
+def layer_of(name: str) -> int | None:
+    """The layer that a weight or a cache belongs to, None if it is of no layer."""
+    match = LAYER.search(name)
+    return None if match is None else int(match[2])
+
+
+def stack(traced: Traced) -> Iterator[Any]:
+    """Nodes before the layers, for each layer a copy of the one it is like, nodes after them; metadata removed."""
     nodes = [clean(node) for node in traced.graph.node]
-    own = {name for name in traced.weights if FIRST.search(name)}
-    after = _reached(nodes, {LAYER_OUTPUT})
-    layer = _reached(nodes, {LAYER_INPUT, *own}) - after
-    made = {value for i in layer for value in nodes[i].output}
-    yield from (node for i, node in enumerate(nodes) if i not in layer | after)
-    for copy in range(layers):
-        yield from (_copy(nodes[i], copy, made) for i in sorted(layer))
-    last = {LAYER_OUTPUT: _value(LAYER_OUTPUT, layers - 1, made)}
-    for node in (nodes[i] for i in sorted(after)):
-        leaked = made.intersection(node.input) - {LAYER_OUTPUT}
-        assert not leaked, f"the traced layer leaks {leaked}"
-        node.input[:] = [last.get(value, value) for value in node.input]
+    kinds = max(traced.layers) + 1
+    # What depends on the input or the weights of a traced layer is in it, or comes later.
+    reached = [_reached(nodes, {HIDDEN.format(kind), *_weights_from(traced, kind)}) for kind in range(kinds)]
+    reached.append(_reached(nodes, {HIDDEN.format(kinds)}))
+    for node in (node for i, node in enumerate(nodes) if i not in reached[0] | reached[-1]):
+        assert node.op_type == "Shape" or not any(map(LAYER.search, node.input)), f"{node.name} belongs to a layer"
         yield node
+    bodies = [[nodes[i] for i in sorted(own - later)] for own, later in zip(reached, reached[1:], strict=False)]
+    inner = {value for body in bodies for node in body for value in node.output}
+    for layer, kind in enumerate(traced.layers):
+        yield from _copy(bodies[kind], layer, kind, inner)
+    yield from _renamed([nodes[i] for i in sorted(reached[-1])], {HIDDEN.format(kinds): _last(traced)}, inner)
+
+
+def _last(traced: Traced) -> str:
+    return HIDDEN.format(len(traced.layers))
+
+
+def _weights_from(traced: Traced, first: int) -> set[str]:
+    """The weights of traced layer ``first`` and later ones."""
+    layers = {name: layer_of(name) for name in traced.weights}
+    return {name for name, layer in layers.items() if layer is not None and layer >= first}
 
 
 def _reached(nodes: list[Any], start: set[str]) -> set[int]:
@@ -42,21 +57,28 @@ def _reached(nodes: list[Any], start: set[str]) -> set[int]:
     return found
 
 
-def _copy(node: Any, layer: int, made: set[str]) -> Any:
-    copy = type(node)()
-    copy.CopyFrom(node)
-    copy.name = f"layers.{layer}/{node.name}"
-    copy.output[:] = [_value(value, layer, made) for value in node.output]
-    copy.input[:] = [_value(value, layer, made) for value in node.input]
-    return copy
+def _copy(body: list[Any], layer: int, kind: int, inner: set[str]) -> Iterator[Any]:
+    """The nodes of traced layer ``kind`` as layer ``layer`` of the model."""
+    own = {value for node in body for value in node.output}
+    names = {value: f"layers.{layer}/{value}" for value in own}
+    names |= {
+        value: at(value, layer) for node in body for value in (*node.input, *node.output) if layer_of(value) == kind
+    }
+    names |= {HIDDEN.format(kind + step): HIDDEN.format(layer + step) for step in (0, 1)}
+    for node in _renamed(body, names, inner):
+        node.name = f"layers.{layer}/{node.name}"
+        yield node
 
 
-def _value(value: str, layer: int, made: set[str]) -> str:
-    if value == LAYER_INPUT:
-        return value if layer == 0 else _value(LAYER_OUTPUT, layer - 1, made)
-    if FIRST.search(value):  # a weight or a cache, named after its layer
-        return at(value, layer)
-    return f"layers.{layer}/{value}" if value in made else value
+def _renamed(nodes: list[Any], names: dict[str, str], inner: set[str]) -> Iterator[Any]:
+    """Copies of ``nodes`` under these names for values; what else they read must not come from inside a layer."""
+    for node in nodes:
+        leaked = {v for v in node.input if v not in names and (v in inner or layer_of(v) is not None)}
+        assert not leaked, f"{node.name} reads {leaked} from inside a layer"
+        copy = clean(node)
+        copy.input[:] = [names.get(value, value) for value in node.input]
+        copy.output[:] = [names.get(value, value) for value in node.output]
+        yield copy
 
 
 def clean(proto: Any) -> Any:

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM
 
 import edgeqaf.hf  # noqa: F401  (transformers reads our folders)
 from edgeqaf import checkpoint, dist, plugins
-from edgeqaf.errors import Refused
 from edgeqaf.finetune import Settings, finetune
 from edgeqaf.merge import merge
 from edgeqaf.modeling import build
@@ -70,10 +69,3 @@ def test_a_model_is_tuned_and_its_file_proven(
             assert {c.tensors for c in found} == {len(expected)}
             proven |= {(c.rung, job.runtime) for c in found}
     assert {(rung, "torch_cpu") for rung in ("R1", "R2")} <= proven
-
-
-@pytest.mark.parametrize("name", ["qwen2.5 0.5B", "phi 4 mini"])
-def test_onnx_says_which_models_it_takes(name: str, make: Callable[[str], Any]) -> None:
-    with pytest.raises(Refused, match=r"has no ONNX export") as refused:
-        plugins.find("exporters", "onnx").plan(make(name).model)
-    assert "llama" in refused.value.remedy

@@ -1,0 +1,223 @@
+"""ONNX Runtime computes what transformers does, for every family: in one go, in steps, in padded batches.
+
+Both run the same decoded integers in float32, so what is left between them is the order of float32 sums. And other
+models are far away: a changed setting, a bias left out or layers of another kind give other logits.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from family_models import CASES, SMALL, VOCABULARY, random_tensors
+from transformers import DynamicCache
+
+from edgeqaf import plugins
+from edgeqaf.checkpoint import QModel
+from edgeqaf.digest import Floats, merkle_root, tensor_digest
+from edgeqaf.errors import Refused
+from edgeqaf.modeling import build
+from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.source import LINEARS, is_linear
+from exporters.onnx import exporter, graph
+from exporters.onnx.architecture import ACTIVATIONS, ARCHITECTURES
+from exporters.onnx.trace import trace
+
+LENGTH = 40  # more than every window and every original length of the cases
+SHORT = (32, 27)  # lengths that follow no other frequencies, and yet are beyond the windows
+LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 1e4, **SMALL}
+MORE = {  # what llama.cpp cannot do
+    "llama biases": LLAMA | {"attention_bias": True, "mlp_bias": True},
+    "llama dynamic": LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 32},
+    "qwen3 windows": LLAMA
+    | {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
+}
+QUICK = (
+    "llama 3.2 1B", "llama biases", "mistral v0.1", "qwen2 windows", "qwen3 yarn", "gemma 2 2B", "gemma 3 4B",
+    "phi 3.5 mini, long", "phi 4 mini",
+)  # fmt: skip
+# Settings of config.json, where it has them: what each is changed to.
+CHANGES: Mapping[str, Callable[[Any], Any]] = {
+    "rms_norm_eps": lambda x: 0.1,
+    "rope_theta": lambda x: x * 3,
+    "sliding_window": lambda x: x + 8,
+    "attn_logit_softcapping": lambda x: x / 20,
+    "final_logit_softcapping": lambda x: x / 4,
+    "query_pre_attn_scalar": lambda x: x * 2,
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """model: its linears on q4_0; path: its ONNX folder; tokens: a prompt."""
+
+    model: QModel
+    path: Path
+    tokens: np.ndarray
+
+    @cached_property
+    def reference(self) -> Any:
+        return build(self.model.config, self.decoded)
+
+    @cached_property
+    def decoded(self) -> dict[str, Floats]:
+        return {n: decode(t) if isinstance(t, QTensor) else t for n, t in self.model.tensors.items()}
+
+    @cached_property
+    def session(self) -> Any:
+        return session(self.path, "fused level 1")
+
+    @cached_property
+    def expected(self) -> Floats:
+        return logits(self.reference, self.tokens)
+
+
+def logits(model: Any, tokens: np.ndarray) -> Floats:
+    """transformers' logits [tokens, vocabulary]."""
+    with torch.no_grad():
+        found: Floats = model(torch.from_numpy(tokens[None])).logits[0].numpy()
+    return found
+
+
+def session(path: Path, configuration: str) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    if configuration == "off":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    return onnxruntime.InferenceSession(str(path / graph.MODEL), options)
+
+
+class Decoder:
+    """A session and its cache."""
+
+    def __init__(self, session: Any, batch: int = 1) -> None:
+        self.session = session
+        inputs = {i.name: i.shape for i in session.get_inputs() if i.name.startswith("past_key_values")}
+        self.cache = {name: np.zeros((batch, s[1], 0, s[3]), np.float32) for name, s in inputs.items()}
+        self.mask = np.zeros((batch, 0), np.int64)
+
+    def step(self, tokens: np.ndarray, mask: np.ndarray | None = None) -> Floats:
+        """Logits [batch, new, vocabulary] of new tokens [batch, new]; mask: 0 for padding."""
+        self.mask = np.concatenate([self.mask, np.ones_like(tokens) if mask is None else mask], 1)
+        positions = np.maximum(self.mask.cumsum(1) - 1, 0)[:, -tokens.shape[1] :]
+        feed = {"input_ids": tokens, "attention_mask": self.mask, "position_ids": positions, **self.cache}
+        found, *present = self.session.run(None, feed)
+        self.cache = dict(zip(self.cache, present, strict=True))
+        return np.asarray(found)
+
+
+def apart(a: Floats, b: Floats) -> float:
+    """The largest difference, as a part of the range of ``a``."""
+    return float(np.abs(a - b).max() / (a.max() - a.min()))
+
+
+def config_of(name: str) -> dict[str, Any]:
+    return dict(MORE[name]) if name in MORE else CASES[name].config()
+
+
+def quantized(config: Mapping[str, Any], folder: Path) -> QModel:
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    grid, quantize = plugins.find("grids", "q4_0"), plugins.find("quantizers", "absmax")
+    tensors = random_tensors(config)
+    kind = config["model_type"]
+    return QModel(config, {n: quantize(t, grid) if is_linear(kind, n) else t for n, t in tensors.items()}, folder)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in (*CASES, *MORE)],
+)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    model = quantized(config_of(request.param), tmp_path_factory.mktemp("family"))
+    path = exporter.export(model, tmp_path_factory.mktemp("dist") / exporter.filename)
+    return Exported(model, path, np.random.default_rng(1).integers(5, VOCABULARY, LENGTH))
+
+
+# ---- the same model
+
+
+def test_the_folder_holds_the_model(exported: Exported) -> None:
+    digests = {name: tensor_digest(name, s.tensor) for name, s in exporter.read_back(exported.path).items()}
+    assert merkle_root(digests) == merkle_root(exported.model.digests())
+    size = sum(file.stat().st_size for file in exported.path.iterdir())
+    assert abs(exporter.plan(exported.model) - size) <= size // 20
+
+
+@pytest.mark.parametrize("configuration", ["off", "fused level 1"])
+def test_a_prompt_gives_transformers_logits(configuration: str, exported: Exported) -> None:
+    found = Decoder(session(exported.path, configuration)).step(exported.tokens[None])[0]
+    assert apart(exported.expected, found) < 1e-5
+
+
+def test_steps_give_the_logits_of_transformers_steps(exported: Exported) -> None:
+    """A few tokens, then one by one across windows and original lengths, both with a cache."""
+    decoder, cache = Decoder(exported.session), DynamicCache(config=exported.reference.config)
+    for tokens in np.split(exported.tokens, [11, *range(12, LENGTH)]):
+        with torch.no_grad():
+            expected = exported.reference(torch.from_numpy(tokens[None]), past_key_values=cache).logits.numpy()
+        assert apart(expected, decoder.step(tokens[None])) < 1e-5
+
+
+def test_a_padded_batch_gives_the_logits_of_its_prompts(exported: Exported) -> None:
+    longest = max(SHORT)
+    prompts = [exported.tokens[:length] for length in SHORT]
+    rows = np.stack([np.pad(p, (longest - len(p), 0)) for p in prompts])
+    mask = np.stack([np.arange(longest) >= longest - len(p) for p in prompts]).astype(np.int64)
+    decoder = Decoder(exported.session, batch=len(SHORT))
+    found = np.concatenate([decoder.step(rows[:, :9], mask[:, :9]), decoder.step(rows[:, 9:], mask[:, 9:])], 1)
+    for prompt, row in zip(prompts, found, strict=True):
+        assert apart(logits(exported.reference, prompt), row[-len(prompt) :]) < 1e-5
+
+
+# ---- and no other
+
+
+def test_every_setting_counts(exported: Exported) -> None:
+    config = dict(exported.model.config)
+    found = Decoder(exported.session).step(exported.tokens[None])[0]
+    for key in (key for key in CHANGES if config.get(key) is not None and key not in _deaf(config)):
+        other = build(config | {key: CHANGES[key](config[key])}, exported.decoded)
+        assert apart(logits(other, exported.tokens), found) > 1e-3, key
+
+
+def test_every_vector_counts(exported: Exported) -> None:
+    """Biases and norms, each kind of them in turn left out in the last layer."""
+    found = Decoder(exported.session).step(exported.tokens[None])[0]
+    last = f"model.layers.{exported.model.config['num_hidden_layers'] - 1}."
+    vectors = {name: t for name, t in exported.decoded.items() if name.startswith(last) and t.ndim == 1}
+    for name, values in vectors.items():
+        other = build(exported.model.config, exported.decoded | {name: np.zeros_like(values)})
+        assert apart(logits(other, exported.tokens), found) > 1e-3, name
+
+
+@pytest.mark.parametrize("name", ["qwen2 windows", "gemma 2 2B"])
+def test_the_order_of_the_kinds_counts(name: str, tmp_path: Path) -> None:
+    model = quantized(config_of(name), tmp_path)
+    path, traced = exporter.export(model, tmp_path / "onnx"), trace(model.config)
+    tokens = np.random.default_rng(1).integers(5, VOCABULARY, (1, LENGTH))
+    before = Decoder(session(path, "off")).step(tokens)
+    kept = {n: (tuple(t.shape), t.grid if isinstance(t, QTensor) else None) for n, t in sorted(model.tensors.items())}
+    swapped = graph.build(replace(traced, layers=traced.layers[::-1]), kept)
+    (path / graph.MODEL).write_bytes(swapped.SerializeToString())
+    assert apart(before, Decoder(session(path, "off")).step(tokens)) > 1e-3
+
+
+def _deaf(config: Mapping[str, Any]) -> list[str]:
+    """Settings that mean nothing to this model: a window that is off, or wider than the prompt."""
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return [] if window and window < LENGTH else ["sliding_window"]
+
+
+# ---- what is taken, and what is refused
+
+
+def test_what_can_be_quantized_can_be_exported() -> None:
+    assert sorted(ARCHITECTURES) == sorted(LINEARS)
+    assert {config_of(name)["model_type"] for name in QUICK} == set(ARCHITECTURES)
