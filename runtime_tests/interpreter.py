@@ -174,7 +174,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "Max": _plain(torch.maximum), "Min": _plain(torch.minimum), "Mod": _mod, "Mul": _plain(torch.mul),
     "Neg": _plain(torch.neg), "Not": _plain(torch.logical_not), "Or": _plain(torch.logical_or),
     "QuantizeLinear": _quantize, "Range": _plain(lambda a, b, c: torch.arange(int(a), int(b), int(c))),
-    "Reciprocal": _plain(torch.reciprocal), "ReduceMax": lambda a, x, axes: x.amax(tuple(_list(axes)), bool(a.get("keepdims", 1))),
+    "ReduceMax": lambda a, x, axes: x.amax(tuple(_list(axes)), bool(a.get("keepdims", 1))),
     "ReduceSum": _reduce_sum, "Reshape": _reshape, "Round": _plain(torch.round), "Shape": _shape,
     "Sign": _plain(torch.sign), "Slice": _slice, "Split": _split, "Sqrt": _sqrt, "Squeeze": _squeeze, "Sub": _plain(torch.sub),
     "Transpose": lambda a, x: x.permute(a["perm"]), "Unsqueeze": _unsqueeze, "Where": _plain(torch.where),

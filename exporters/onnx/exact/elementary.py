@@ -41,6 +41,12 @@ def mean(emit: Emit, x: str, count: int, out: str) -> None:
     emit.cast(emit("Div", total, emit.double(count)), "FLOAT", out)
 
 
+def reciprocal(emit: Emit, x: str, out: str) -> None:
+    """1 / x as (1 / 2) / (x / 2): some runtimes approximate Reciprocal, and ONNX Runtime makes (1 / x) * y a y / x."""
+    half = emit.constant(0.5)
+    emit("Div", half, emit("Mul", x, half), out=out)
+
+
 def decay(emit: Emit, x: str) -> str:
     """e**-x for x >= 0, not less than 2**-`MOST_HALVINGS`: 2**r, halved n times."""
     t = emit("Min", emit("Mul", x, emit.constant(1 / np.log(2))), emit.constant(MOST_HALVINGS))

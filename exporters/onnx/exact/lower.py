@@ -5,6 +5,7 @@ functions are written out (`products`, `elementary`). Anything else is refused b
 has thought about is not exact.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,18 +18,19 @@ from exporters.onnx.trace import Traced
 
 KEPT = frozenset(
     "Abs Add And Cast Clip Concat DequantizeLinear Div Equal Expand Floor Gather GatherND Greater GreaterOrEqual "
-    "Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range Reciprocal ReduceMax Reshape Round Shape Sign Slice "
+    "Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax Reshape Round Shape Sign Slice "
     "Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where".split()
 )
 FUNCTIONS: Mapping[str, Callable[[Emit, str, str], Any]] = {
     "Cos": elementary.cosine,
+    "Reciprocal": elementary.reciprocal,
     "Sin": elementary.sine,
     "Sigmoid": elementary.sigmoid,
     "Tanh": elementary.tanh,
     "Gelu": elementary.gelu_tanh,
 }
 GROUP = "+"  # joins the names of matrices that one product multiplies by
-KEY, VALUE = "present.0.key", "present.0.value"
+CACHE = re.compile(r"present\.(\d+)\.(key|value)")
 
 
 def lower(traced: Traced, digits: Mapping[str, int], context: int, bits: int) -> Traced:
@@ -116,11 +118,12 @@ class _Lowering:
 
     def _concat(self, node: Any) -> bool:
         """The caches grow by what is rounded, once."""
-        if node.output[0] not in (KEY, VALUE):
+        cache = CACHE.fullmatch(node.output[0])
+        if cache is None:
             return False
         past, new = node.input
-        new = products.rounded_key(self.emit, new) if node.output[0] == KEY else products.rounded_value(self.emit, new)
-        self.emit("Concat", past, new, out=node.output[0], axis=-2)
+        rounded = products.rounded_key if cache[2] == "key" else products.rounded_value
+        self.emit("Concat", past, rounded(self.emit, new, int(cache[1])), out=node.output[0], axis=-2)
         return True
 
     def _softmax(self, node: Any) -> bool:
@@ -133,6 +136,16 @@ class _Lowering:
         if node.input[0] not in self._shares:
             return False
         self._shares[node.output[0]] = self._shares[node.input[0]]
+        return True
+
+    def _reshape(self, node: Any) -> bool:
+        """Grouped heads become rows of one product."""
+        if node.input[0] not in self._shares:
+            return False
+        (e, total), shape = self._shares[node.input[0]], node.input[1]
+        rows = self.emit("Slice", shape, self.emit.integers(0), self.emit.integers(-1), self.emit.integers(0))
+        one = self.emit("Concat", rows, self.emit.integers(1), axis=0)
+        self._shares[node.output[0]] = self.emit("Reshape", e, shape), self.emit("Reshape", total, one)
         return True
 
     def _pow(self, node: Any) -> bool:

@@ -21,8 +21,6 @@ INPUT_BASE = 255  # of the input's digits, [-127, 127]
 INPUT_LIMITS = {8: 127, 16: 127 * INPUT_BASE + 127}
 KEY_BITS = 20  # of queries and keys, relative to the largest of a head; twice that and a head's sum are below 53
 VALUE_BITS = 20  # of values, relative to the bound of their layer
-VALUES = "model.layers.0.values"  # of the traced layer; `exporters.onnx.stack.at` renames it for the others
-VALUE_LIMITS = ("low", "high", "sigma")
 WEIGHT_BITS = 23  # of attention weights at most
 
 
@@ -46,26 +44,37 @@ def linear(emit: Emit, x: str, name: str, digits: int, bits: int, out: str) -> N
     emit("Squeeze", scaled, emit.integers(-2), out=out)
 
 
-def rounded_key(emit: Emit, x: str) -> str:
-    """Queries or keys of new tokens, on a grid of their own for each token and head."""
-    return on_grid(emit, x, emit("Mul", largest(emit, x), emit.constant(2.0 ** (23 - KEY_BITS))))
+def rounded_key(emit: Emit, x: str, layer: int) -> str:
+    """Keys of new tokens, on a grid of their own for each token and head."""
+    return on_grid(emit, x, _key_sigma(emit, x))
 
 
-def rounded_value(emit: Emit, x: str) -> str:
-    """Values of new tokens, on the grid of their layer, whose `value_limits` these are."""
-    low, high, sigma = (f"{VALUES}.{name}" for name in VALUE_LIMITS)
+def _key_sigma(emit: Emit, x: str) -> str:
+    return emit("Mul", largest(emit, x), emit.constant(2.0 ** (23 - KEY_BITS)))
+
+
+def rounded_value(emit: Emit, x: str, layer: int) -> str:
+    """Values of new tokens, on the grid of their layer."""
+    low, high, sigma = value_limits(layer, 1.0)
     return on_grid(emit, emit("Clip", x, low, high), sigma)
 
 
-def value_limits(bound: float) -> dict[str, float]:
-    """The constants that `rounded_value` needs of a layer whose values stay below ``bound``, a power of two."""
-    return dict(zip(VALUE_LIMITS, (-bound, bound, 1.5 * 2.0 ** (23 - VALUE_BITS) * bound), strict=True))
+def value_limits(layer: int, bound: float) -> dict[str, float]:
+    """The constants of `rounded_value` by name, where values of a layer stay below ``bound``, a power of two."""
+    limits = {"low": -bound, "high": bound, "sigma": 1.5 * 2.0 ** (23 - VALUE_BITS) * bound}
+    return {f"model.layers.{layer}.values.{name}": value for name, value in limits.items()}
 
 
 def scores(emit: Emit, query: str, keys: str, out: str) -> None:
-    """query [..., tokens, head_dim] @ keys [..., head_dim, past + tokens]; keys are rounded already."""
-    wide = emit.cast(rounded_key(emit, query), "DOUBLE")
-    emit.cast(emit("MatMul", wide, emit.cast(keys, "DOUBLE")), "FLOAT", out)
+    """query [..., tokens, head_dim] @ keys [..., head_dim, past + tokens]; keys are rounded already.
+
+    Both with the other sign: what stands between transpose and product keeps ONNX Runtime from fusing them to
+    an operation that some of its versions lack in float64.
+    """
+    sigma = _key_sigma(emit, query)
+    negative = emit("Sub", sigma, emit("Add", query, sigma))
+    wide = emit.cast(negative, "DOUBLE"), emit.cast(emit("Neg", keys), "DOUBLE")
+    emit.cast(emit("MatMul", *wide), "FLOAT", out)
 
 
 def weights(emit: Emit, scores: str, context: int) -> tuple[str, str]:
