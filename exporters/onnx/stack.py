@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from exporters.onnx.trace import HIDDEN, Traced
@@ -22,15 +23,15 @@ def layer_of(name: str) -> int | None:
 
 def stack(traced: Traced) -> Iterator[Any]:
     """Nodes before the layers, for each layer a copy of the one it is like, nodes after them; metadata removed."""
-    nodes = [clean(node) for node in traced.graph.node]
+    nodes = list(traced.graph.node)
     kinds = max(traced.layers) + 1
     # What depends on the input or the weights of a traced layer is in it, or comes later.
     reached = [_reached(nodes, {HIDDEN.format(kind), *_weights_from(traced, kind)}) for kind in range(kinds)]
     reached.append(_reached(nodes, {HIDDEN.format(kinds)}))
     for node in (node for i, node in enumerate(nodes) if i not in reached[0] | reached[-1]):
         assert node.op_type == "Shape" or not any(map(LAYER.search, node.input)), f"{node.name} belongs to a layer"
-        yield node
-    bodies = [[nodes[i] for i in sorted(own - later)] for own, later in zip(reached, reached[1:], strict=False)]
+        yield clean(node)
+    bodies = [[nodes[i] for i in sorted(own - later)] for own, later in pairwise(reached)]
     inner = {value for body in bodies for node in body for value in node.output}
     for layer, kind in enumerate(traced.layers):
         yield from _copy(bodies[kind], layer, kind, inner)

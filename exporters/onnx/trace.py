@@ -19,6 +19,7 @@ from typing import Any
 
 from edgeqaf.errors import Refused
 from edgeqaf.source import EMBEDDING, HEAD
+from exporters.onnx.shorten import shorten
 
 OPSET = 21  # the first with blocked DequantizeLinear; onnxruntime-web and -genai read it as well
 INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -116,6 +117,7 @@ def _trace(config_json: str) -> Traced:
         )
     assert program is not None
     graph = onnx_ir.to_proto(program.model).graph
+    shorten(graph)
     return Traced(graph, shapes, tuple(layers), config.num_key_value_heads, head_dim, config.vocab_size)
 
 

@@ -197,16 +197,17 @@ def test_every_vector_counts(exported: Exported) -> None:
         assert apart(logits(other, exported.tokens), found) > 1e-3, name
 
 
-@pytest.mark.parametrize("name", ["qwen2 windows", "gemma 2 2B"])
-def test_the_order_of_the_kinds_counts(name: str, tmp_path: Path) -> None:
-    model = quantized(config_of(name), tmp_path)
-    path, traced = exporter.export(model, tmp_path / "onnx"), trace(model.config)
-    tokens = np.random.default_rng(1).integers(5, VOCABULARY, (1, LENGTH))
-    before = Decoder(session(path, "off")).step(tokens)
-    kept = {n: (tuple(t.shape), t.grid if isinstance(t, QTensor) else None) for n, t in sorted(model.tensors.items())}
+def test_the_kind_of_each_layer_counts(exported: Exported, tmp_path: Path) -> None:
+    traced = trace(exported.model.config)
+    if len(set(traced.layers)) == 1:
+        pytest.skip("its layers are alike")
+    tensors = sorted(exported.model.tensors.items())
+    kept = {name: (tuple(t.shape), t.grid if isinstance(t, QTensor) else None) for name, t in tensors}
     swapped = graph.build(replace(traced, layers=traced.layers[::-1]), kept)
-    (path / graph.MODEL).write_bytes(swapped.SerializeToString())
-    assert apart(before, Decoder(session(path, "off")).step(tokens)) > 1e-3
+    (tmp_path / graph.MODEL).write_bytes(swapped.SerializeToString())
+    (tmp_path / graph.DATA).hardlink_to(exported.path / graph.DATA)
+    found = Decoder(session(tmp_path, "off")).step(exported.tokens[None])[0]
+    assert apart(exported.expected, found) > 1e-3
 
 
 def _deaf(config: Mapping[str, Any]) -> list[str]:
@@ -221,3 +222,38 @@ def _deaf(config: Mapping[str, Any]) -> list[str]:
 def test_what_can_be_quantized_can_be_exported() -> None:
     assert sorted(ARCHITECTURES) == sorted(LINEARS)
     assert {config_of(name)["model_type"] for name in QUICK} == set(ARCHITECTURES)
+
+
+def refusal(config: Mapping[str, Any], folder: Path) -> str:
+    with pytest.raises(Refused) as refused:
+        exporter.plan(QModel(config, {"model.norm.weight": np.ones(64, np.float32)} | dict.fromkeys("ab"), folder))
+    return refused.value.cause
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model_type": "mixtral"}, "architecture 'mixtral' has no ONNX export"),
+        ({"model_type": "qwen3_moe"}, "architecture 'qwen3_moe' has no ONNX export"),
+        ({"hidden_act": "relu2"}, f"hidden_act is 'relu2'; ONNX export knows {', '.join(ACTIVATIONS)}"),
+        ({"hidden_activation": "xielu"}, "hidden_activation is 'xielu'"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types has 'linear_attention'"),
+        ({"rope_scaling": {"rope_type": "mrope"}}, "rope type is 'mrope'"),
+        ({"rope_scaling": [8.0]}, "rope_scaling is [8.0]"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {}}},
+            "full_attention layers rotate by 'dynamic'",
+        ),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is set"),
+    ],
+)
+def test_what_the_graph_cannot_hold_is_refused_by_name(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    assert reason in refusal(LLAMA | changes, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_is_transformers(activation: str, tmp_path: Path) -> None:
+    model = quantized(LLAMA | {"hidden_act": activation, "num_hidden_layers": 1}, tmp_path)
+    made = Exported(model, exporter.export(model, tmp_path / "onnx"), np.arange(5, 5 + LENGTH))
+    assert apart(made.expected, Decoder(made.session).step(made.tokens[None])[0]) < 1e-5
