@@ -5,10 +5,11 @@
     genai_config.json      for onnxruntime-genai
     config.json, ...       config and tokenizer files, copied
 
-The program is transformers' own, traced by torch (`trace`); layers are stacked and quantized
-weights attached as blocked ``DequantizeLinear -> MatMul`` in the form that ONNX Runtime fuses to
-its low-bit kernels (`graph`). Codes never pass through floats on the way. Two exports of a model
-are byte-identical. A tied head costs nothing: embedding and head read one initializer.
+The program is transformers' own for each family that `architecture` names, traced by torch (`trace`);
+layers are stacked and quantized weights attached as blocked ``DequantizeLinear -> MatMul`` in the form
+that ONNX Runtime fuses to its low-bit kernels (`graph`). Codes never pass through floats on the way.
+Two exports of a model are byte-identical. A tied head costs nothing: embedding and head read one
+initializer.
 """
 
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ from exporters.onnx import parts as layout
 from exporters.onnx.architecture import check
 from exporters.onnx.genai import genai_config
 
-# Measured size of model.onnx and genai_config.json: once, per layer, per linear with a float zero.
-_GRAPH_BYTES, _LAYER_BYTES, _OFFSET_BYTES = 5_200, 11_300, 1_180
+# Measured size of model.onnx and genai_config.json: once, per layer, per tensor, per linear with a float zero.
+_GRAPH_BYTES, _LAYER_BYTES, _TENSOR_BYTES, _OFFSET_BYTES = 2_200, 4_750, 650, 1_180
 
 
 class OnnxExporter:
@@ -51,7 +52,8 @@ class OnnxExporter:
         stored = [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
         companions = sum((model.folder / n).stat().st_size for n in COMPANIONS if (model.folder / n).is_file())
         offsets = sum(grid is not None and grid.zero is Zero.OFFSET for _, grid in kept.values())
-        graph: int = _GRAPH_BYTES + _LAYER_BYTES * model.config["num_hidden_layers"] + _OFFSET_BYTES * offsets
+        layers: int = model.config["num_hidden_layers"]
+        graph = _GRAPH_BYTES + _LAYER_BYTES * layers + _TENSOR_BYTES * len(kept) + _OFFSET_BYTES * offsets
         return layout.place(stored)[1] + graph + companions
 
     def export(self, model: QModel, path: Path) -> Path:
