@@ -26,7 +26,7 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [batch, heads, new, size], key and value [batch, kv_heads, total, size] -> [batch, new, heads, size]."""
+    """query [batch, heads, new, size], key, value [batch, kv_heads, total, size] -> [batch, new, kv_heads, group, size]."""
     batch, heads, new, size = query.shape
     kv_heads = key.shape[1]
     rows = heads // kv_heads * new
