@@ -26,7 +26,10 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [batch, heads, new, size], key, value [batch, kv_heads, total, size] -> [batch, new, kv_heads, group, size]."""
+    """One attention: [batch, new, kv_heads, group, size], where heads are kv_heads times group.
+
+    query: [batch, heads, new, size]; key, value: [batch, kv_heads, total, size]; attention_mask: see `mask`.
+    """
     batch, heads, new, size = query.shape
     kv_heads = key.shape[1]
     rows = heads // kv_heads * new
