@@ -1,6 +1,6 @@
 """ONNX: a folder that ONNX Runtime, onnxruntime-genai and optimum load, carrying the very integers.
 
-    model.onnx             the decoder with a key-value cache, opset 21 (25 for UINT2); no weights inside
+    model.onnx             the decoder with a key-value cache, opset 23 (25 for UINT2); no weights inside
     model.onnx.data        the weights: codes as UINT2, UINT4 or INT8, scales as float32, see `parts`
     genai_config.json      for onnxruntime-genai
     config.json, ...       config and tokenizer files, copied
@@ -28,8 +28,8 @@ from exporters.onnx import parts as layout
 from exporters.onnx.architecture import check
 from exporters.onnx.genai import genai_config
 
-# Measured size of model.onnx and genai_config.json: once, per layer, per linear with a float zero.
-_GRAPH_BYTES, _LAYER_BYTES, _OFFSET_BYTES = 5_200, 11_300, 1_180
+# Measured bytes of model.onnx and genai_config.json: once, per layer, per layer with a softcap, per float zero.
+_GRAPH_BYTES, _LAYER_BYTES, _SOFTCAP_BYTES, _OFFSET_BYTES = 3_300, 7_100, 2_800, 1_180
 
 
 class OnnxExporter:
@@ -51,16 +51,17 @@ class OnnxExporter:
         stored = [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
         companions = sum((model.folder / n).stat().st_size for n in COMPANIONS if (model.folder / n).is_file())
         offsets = sum(grid is not None and grid.zero is Zero.OFFSET for _, grid in kept.values())
-        graph: int = _GRAPH_BYTES + _LAYER_BYTES * model.config["num_hidden_layers"] + _OFFSET_BYTES * offsets
+        layer = _LAYER_BYTES + (_SOFTCAP_BYTES if model.config.get("attn_logit_softcapping") else 0)
+        graph: int = _GRAPH_BYTES + layer * model.config["num_hidden_layers"] + _OFFSET_BYTES * offsets
         return layout.place(stored)[1] + graph + companions
 
     def export(self, model: QModel, path: Path) -> Path:
         """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
         from exporters.onnx.graph import DATA, MODEL, build
-        from exporters.onnx.trace import trace
+        from exporters.onnx.trace import OPERATORS, trace
 
         kept = _kept(model)
-        traced = trace(model.config)
+        traced = trace(model.config, OPERATORS)
         proto = build(traced, kept)
         path.mkdir()
         copy_companions(model.folder, path)
