@@ -1,6 +1,6 @@
 """ONNX: a folder that ONNX Runtime, onnxruntime-genai and optimum load, carrying the very integers.
 
-    model.onnx             the decoder with a key-value cache, opset 21 (25 for UINT2); no weights inside
+    model.onnx             the decoder with a key-value cache, opset 23 (25 for UINT2); no weights inside
     model.onnx.data        the weights: codes as UINT2, UINT4 or INT8, scales as float32, see `parts`
     genai_config.json      for onnxruntime-genai
     config.json, ...       config and tokenizer files, copied
@@ -59,10 +59,10 @@ class OnnxExporter:
     def export(self, model: QModel, path: Path) -> Path:
         """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
         from exporters.onnx.graph import DATA, MODEL, build
-        from exporters.onnx.trace import trace
+        from exporters.onnx.trace import OPERATORS, trace
 
         kept = _kept(model)
-        traced = trace(model.config)
+        traced = trace(model.config, OPERATORS)
         proto = build(traced, kept)
         path.mkdir()
         copy_companions(model.folder, path)

@@ -15,9 +15,9 @@ from edgeqaf.grid import Grid
 from exporters.onnx.linear import attach, constants
 from exporters.onnx.parts import TYPES, parts, place
 from exporters.onnx.stack import at, clean, layer_of, stack
-from exporters.onnx.trace import INPUTS, OPSET, Traced
+from exporters.onnx.trace import INPUTS, OPERATORS, Traced
 
-IR_VERSION = 10
+IR_VERSION = 11
 UINT2_VERSIONS = 13, 25  # the first IR and opset with UINT2; newer forms of what we use differ in types alone
 Kind = tuple[tuple[int, ...], Grid | None]  # a tensor's shape and grid; None for float
 MODEL, DATA = "model.onnx", "model.onnx.data"
@@ -51,7 +51,7 @@ def build(traced: Traced, tensors: Mapping[str, Kind]) -> Any:
 
 def versions(grids: Iterable[Grid]) -> tuple[int, int]:
     """IR version and opset of a model on these grids: the oldest that have its types, so that most runtimes load it."""
-    return UINT2_VERSIONS if any(TYPES[grid.bits] == "UINT2" for grid in grids) else (IR_VERSION, OPSET)
+    return UINT2_VERSIONS if any(TYPES[grid.bits] == "UINT2" for grid in grids) else (IR_VERSION, OPERATORS)
 
 
 def _check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:

@@ -120,22 +120,22 @@ def test_two_exports_are_byte_identical(exported: tuple[QModel, Path], tmp_path:
 
 
 def test_two_traces_are_identical():
-    first = trace.trace(CONFIG)
+    first = trace.trace(CONFIG, trace.OPERATORS)
     trace._trace.cache_clear()
-    assert trace.trace(CONFIG) == first
+    assert trace.trace(CONFIG, trace.OPERATORS) == first
 
 
 @pytest.mark.slow
 def test_another_process_traces_the_same_and_says_nothing():
     program = (
         "import json, sys; from exporters.onnx import trace;"
-        "graph = trace.trace(json.loads(sys.argv[1])).graph;"
+        "graph = trace.trace(json.loads(sys.argv[1]), trace.OPERATORS).graph;"
         "sys.stdout.buffer.write(graph.SerializeToString(deterministic=True))"
     )
     environment = {"PYTHONHASHSEED": "12345", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     command = [sys.executable, "-W", "error", "-c", program, json.dumps(CONFIG)]
     ran = subprocess.run(command, capture_output=True, env=os.environ | environment, check=True)
-    assert ran.stdout == trace.trace(CONFIG).graph.SerializeToString(deterministic=True)
+    assert ran.stdout == trace.trace(CONFIG, trace.OPERATORS).graph.SerializeToString(deterministic=True)
     assert ran.stderr == b""
 
 
@@ -162,7 +162,7 @@ def test_onnx_accepts_it(exported: tuple[QModel, Path]):
     onnx.checker.check_model(str(path / "model.onnx"), full_check=True)
     model = onnx.load(path / "model.onnx", load_external_data=False)
     types = {onnx.TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer}
-    expected = (13, [("", 25)]) if "UINT2" in types else (10, [("", 21)])
+    expected = (13, [("", 25)]) if "UINT2" in types else (11, [("", 23)])
     assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == expected
     grids = {t.grid for t in exported[0].tensors.values() if isinstance(t, QTensor)}
     assert types >= {exporter.stored_as(grid).type for grid in grids}
@@ -449,8 +449,8 @@ def test_values_off_the_grid_are_refused(written: Path):
         ("q3_0", "q4_0", "zero_point holds 4, q4_0 has 8 everywhere"),
         ("q4_1", "q3_1", "zero_point holds 8, q3_1 has 4 everywhere"),
         ("uint4", "uint3", r"codes span \[0, 15\], outside uint3's \[0, 7\]"),
-        ("q2_0", "q3_0", r"IR 13, opsets \[\('', 25\)\]; expected IR 10, opset 21"),
-        ("q4_0", "q2_0", r"IR 10, opsets \[\('', 21\)\]; expected IR 13, opset 25"),
+        ("q2_0", "q3_0", r"IR 13, opsets \[\('', 25\)\]; expected IR 11, opset 23"),
+        ("q4_0", "q2_0", r"IR 11, opsets \[\('', 23\)\]; expected IR 13, opset 25"),
         ("q2_0", "uint4_x", "metadata edgeqaf.grids: unknown grid"),
     ],
 )
