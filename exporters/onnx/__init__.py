@@ -12,6 +12,7 @@ are byte-identical. A tied head costs nothing: embedding and head read one initi
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from edgeqaf.companions import COMPANIONS, copy_companions
 from edgeqaf.console import progress
 from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused
+from edgeqaf.exportoptions import OnnxOptions
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored, StoredAs
@@ -66,7 +68,8 @@ class OnnxExporter:
         copy_companions(model.folder, path)
         generation = model.folder / "generation_config.json"
         generated = read_json(generation) if generation.is_file() else {}
-        write_json(path / "genai_config.json", genai_config(model.config, generated, MODEL))
+        settings = genai_config(model.config, generated, MODEL, model.asked.onnx.accuracy_level)
+        write_json(path / "genai_config.json", settings)
         (path / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
         offsets, size = layout.place(
             [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
@@ -89,6 +92,7 @@ class OnnxExporter:
 
 def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
     """Shape and grid (None: float) of each tensor by sorted name; raises Refused for what ONNX cannot carry."""
+    _require_known(model.asked.onnx)
     architecture = model.config.get("model_type")
     if architecture not in ARCHITECTURES:
         raise Refused(f"architecture {architecture!r} has no ONNX export", f"supported: {', '.join(ARCHITECTURES)}")
@@ -104,6 +108,14 @@ def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
             raise Refused(f"{name}: ONNX cannot carry {grid.name}: {reason}", "choose another grid or format")
         kept[name] = (shape, grid)
     return kept
+
+
+def _require_known(asked: OnnxOptions) -> None:
+    """Refuse what is asked for and not made here."""
+    everyday = OnnxOptions(accuracy_level=asked.accuracy_level)
+    for name, value in asdict(asked).items():
+        if value != getattr(everyday, name):
+            raise Refused(f"ONNX with {name} {value} is not made by this version", f"leave --{name} out")
 
 
 exporter = OnnxExporter()

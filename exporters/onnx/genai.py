@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Activations stay float32. Without this entry ONNX Runtime rounds them to 8 bits (level 4).
-ACCURACY_LEVEL = {"session.qdq_matmulnbits_accuracy_level": "1"}
+ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"  # ONNX Runtime's default is 4: activations of 8 bits
 
 
-def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any], model: str) -> dict[str, Any]:
+def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any], model: str, level: int) -> dict[str, Any]:
     """The configuration for the decoder file ``model``, from config.json and generation_config.json.
 
-    The cache is not shared between past and present: our graph concatenates, as transformers does.
+    level: the accuracy level. The cache is not shared between past and present: our graph concatenates, as
+    transformers does.
     """
     heads = config["num_attention_heads"]
     tokens = {key: generation.get(key, config.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -19,7 +19,7 @@ def genai_config(config: Mapping[str, Any], generation: Mapping[str, Any], model
         tokens["pad_token_id"] = end[0] if isinstance(end, list) else end
     context = config["max_position_embeddings"]
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **ACCURACY_LEVEL},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], ACCURACY_LEVEL: str(level)},
         "filename": model,
         "head_size": config.get("head_dim") or config["hidden_size"] // heads,
         "hidden_size": config["hidden_size"],

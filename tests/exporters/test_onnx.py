@@ -19,6 +19,7 @@ from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import GridError, Refused
+from edgeqaf.exportoptions import ExportOptions, OnnxOptions
 from edgeqaf.grid import Zero
 from edgeqaf.qtensor import QTensor
 from exporters.onnx import exporter, graph, parts, trace
@@ -184,6 +185,14 @@ def test_interface_is_what_loaders_expect(exported: tuple[QModel, Path]):
     assert genai["search"]["past_present_share_buffer"] is False
 
 
+@pytest.mark.parametrize("level", range(5))
+def test_the_accuracy_level_travels_to_genai(level: int, tmp_path: Path):
+    asked = ExportOptions(onnx=OnnxOptions(accuracy_level=level))
+    exporter.export(replace(tiny(tmp_path, "q4_0"), asked=asked), tmp_path / "onnx")
+    decoder = json.loads((tmp_path / "onnx" / "genai_config.json").read_text())["model"]["decoder"]
+    assert decoder["session_options"]["session.qdq_matmulnbits_accuracy_level"] == str(level)
+
+
 def test_codes_are_stored_unchanged_and_a_tied_head_once(exported: tuple[QModel, Path]):
     model, path = exported
     loaded = onnx.load(path / "model.onnx", load_external_data=False)
@@ -230,6 +239,12 @@ def test_integer_zero_points_are_carried(tmp_path: Path):
     raw = {part.name: data for part, data in parts.pack("w", q)}
     back = parts.unpack("w", (3, 64), grid, lambda part: raw[part.name])
     assert tensor_digest("w", back) == tensor_digest("w", q)
+
+
+def test_a_profile_that_is_not_made_is_refused(tmp_path: Path):
+    asked = ExportOptions(onnx=OnnxOptions(profile="exact"))
+    with pytest.raises(Refused, match="ONNX with profile exact is not made by this version"):
+        exporter.plan(replace(tiny(tmp_path, "q4_0"), asked=asked))
 
 
 def test_unsupported_architecture_is_refused(tmp_path: Path):
