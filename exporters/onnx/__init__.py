@@ -20,12 +20,13 @@ from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.companions import COMPANIONS, copy_companions
 from edgeqaf.console import progress
-from edgeqaf.digest import FLOAT32
+from edgeqaf.digest import FLOAT32, Tensor
 from edgeqaf.errors import Refused
 from edgeqaf.exportoptions import OnnxOptions
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored, StoredAs
+from edgeqaf.runs import rows_of
 from exporters.onnx import parts as layout
 from exporters.onnx.genai import genai_config
 
@@ -33,6 +34,9 @@ ARCHITECTURES = ("llama",)
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
 # Measured size of model.onnx and genai_config.json: once, per layer, per linear with a float zero.
 _GRAPH_BYTES, _LAYER_BYTES, _OFFSET_BYTES = 5_200, 11_300, 1_180
+
+
+Kind = tuple[tuple[int, ...], Grid | None]  # a tensor's shape and grid; None for float
 
 
 class OnnxExporter:
@@ -71,16 +75,7 @@ class OnnxExporter:
         settings = genai_config(model.config, generated, MODEL, model.asked.onnx.accuracy_level)
         write_json(path / "genai_config.json", settings)
         (path / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
-        offsets, size = layout.place(
-            [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
-        )
-        with open(path / DATA, "wb") as data, progress("write onnx", size, "B") as advance:
-            done = 0
-            for name in kept:
-                for part, raw in layout.pack(name, model.tensors[name]):
-                    data.seek(offsets[part.name])
-                    done += data.write(raw.data)
-                advance(done, name)
+        write_data(path / DATA, kept, model.tensors)
         return path
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
@@ -88,6 +83,20 @@ class OnnxExporter:
         from exporters.onnx.reader import read_back
 
         return read_back(path)
+
+
+def write_data(path: Path, kept: Mapping[str, Kind], tensors: Mapping[str, Tensor]) -> None:
+    """The data file, each tensor by runs of rows."""
+    from exporters.onnx.strips import Layout, write
+
+    stored = {name: layout.parts(name, shape, grid) for name, (shape, grid) in kept.items()}
+    offsets, size = layout.place([part for each in stored.values() for part in each])
+    with open(path, "xb") as file, progress("write onnx", size, "B") as advance:
+        file.truncate(size)
+        done = 0
+        for name, (shape, grid) in kept.items():
+            done += write(file.fileno(), Layout(name, shape, grid, stored[name], offsets), rows_of(tensors, name))
+            advance(done, name)
 
 
 def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:

@@ -6,24 +6,23 @@ gap or lie outside the file. Values are read one tensor at a time and checked as
 """
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgeqaf import plugins
+from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.protocols import Stored
+from edgeqaf.runs import Outline, Rows
 from exporters.onnx import parts as layout
 from exporters.onnx.graph import DATA, GRIDS, MODEL, versions
+from exporters.onnx.opened import AGAIN, opened
 from exporters.onnx.parts import Part
+from exporters.onnx.strips import InFolder, Layout
 
 MAX_MODEL_BYTES = 2**28  # the graph alone; the weights are in the data file
-AGAIN = "the artifact is damaged or was not written by edgeqaf; export it again"
 
 
 def read_back(folder: Path) -> Mapping[str, Stored]:
@@ -41,14 +40,19 @@ def read_back(folder: Path) -> Mapping[str, Stored]:
     _check_uses(model.graph, shapes, grids)
     _check_file(folder / DATA, length)
     _check_onnx(folder / MODEL)
-    return _Tensors(folder / DATA, shapes, grids, offsets)
+    layouts = {
+        name: Layout(name, shape, grids.get(name), parts, {part.name: offsets[part.name] for part in parts})
+        for name, shape in shapes.items()
+        for parts in [layout.parts(name, shape, grids.get(name))]
+    }
+    return _Tensors(folder / DATA, layouts)
 
 
 def _parse(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    with _opened(path) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size <= MAX_MODEL_BYTES:
             raise Refused(f"{path} has {size} bytes, not 1 to {MAX_MODEL_BYTES}", AGAIN)
@@ -56,19 +60,6 @@ def _parse(path: Path) -> Any:
             return onnx.ModelProto.FromString(file.read())
         except DecodeError as error:
             raise Refused(f"{path} is not an ONNX model: {error}", AGAIN) from None
-
-
-def _opened(path: Path) -> Any:
-    """Open a regular file that is no symbolic link and has one name only."""
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}", AGAIN) from None
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        os.close(handle)
-        raise Refused(f"{path} is not a regular file of its own ({found.st_nlink} links)", AGAIN)
-    return os.fdopen(handle, "rb", buffering=0)
 
 
 def _check_header(model: Any, expected: tuple[int, int]) -> None:
@@ -154,7 +145,7 @@ def _check_uses(graph: Any, shapes: Mapping[str, tuple[int, ...]], grids: Mappin
 
 
 def _check_file(path: Path, length: int) -> None:
-    with _opened(path) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
     if size != length:
         raise Refused(f"{path} has {size} bytes, its tensors take {length}", AGAIN)
@@ -171,33 +162,28 @@ def _check_onnx(path: Path) -> None:
 
 
 class _Tensors(Mapping[str, Stored]):
-    """Tensors of an ONNX folder, read and checked one at a time."""
+    """Tensors of an ONNX folder, read and checked as they are asked for, by rows or one at a time."""
 
-    def __init__(
-        self,
-        data: Path,
-        shapes: Mapping[str, tuple[int, ...]],
-        grids: Mapping[str, Grid],
-        offsets: Mapping[str, int],
-    ) -> None:
-        self._data, self._shapes, self._grids, self._offsets = data, shapes, grids, offsets
+    def __init__(self, data: Path, layouts: Mapping[str, Layout]) -> None:
+        self._data, self._layouts = data, layouts
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self._layouts)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self._layouts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layouts  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Stored:
-        shape, grid = self._shapes[name], self._grids.get(name)
-        with _opened(self._data) as file:
+        layout = self._layouts[name]
+        return Stored(InFolder(self._data, layout).whole(), layout.stored[0].name)
 
-            def read(part: Part) -> NDArray[np.uint8]:
-                file.seek(self._offsets[part.name])
-                raw = np.fromfile(file, np.uint8, part.nbytes)
-                if raw.size != part.nbytes:
-                    raise Refused(f"{self._data} ends inside {part.name}", AGAIN)
-                return raw
+    def rows(self, name: str) -> Rows:
+        """`edgeqaf.runs.ByRows`."""
+        return InFolder(self._data, self._layouts[name]).read
 
-            tensor = layout.unpack(name, shape, grid, read)
-        return Stored(tensor, name if grid is None else f"{name}.codes")
+    def outline(self) -> Outline:
+        """`edgeqaf.checkpoint.QModel.outline`, from the graph alone."""
+        return {n: (x.grid.name if x.grid else FLOAT32, x.shape) for n, x in self._layouts.items()}

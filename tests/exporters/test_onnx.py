@@ -15,14 +15,15 @@ import numpy as np
 import onnx
 import pytest
 
-from edgeqaf import plugins
+from edgeqaf import plugins, runs
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import GridError, Refused
 from edgeqaf.exportoptions import ExportOptions, OnnxOptions
-from edgeqaf.grid import Zero
+from edgeqaf.grid import Grid, Zero
+from edgeqaf.packing import WIDTHS as BITS_OF
 from edgeqaf.qtensor import QTensor
-from exporters.onnx import exporter, graph, parts, trace
+from exporters.onnx import exporter, graph, parts, strips, trace
 
 GRIDS = [name for name in plugins.names("grids") if exporter.refuses(plugins.find("grids", name)) is None]
 # Two layers, grouped heads, and down_proj rows (80) that no block divides, so they stay float.
@@ -230,15 +231,49 @@ def test_a_model_on_a_refused_grid_is_refused_by_tensor_grid_and_reason(grid: st
         exporter.plan(tiny(tmp_path, grid))
 
 
-def test_integer_zero_points_are_carried(tmp_path: Path):
-    """In blocks of 64 too, which no grid of the registry has."""
-    grid = replace(plugins.find("grids", "q4_0"), zero=Zero.CODE, centre=0, block=64)
-    rng = np.random.default_rng(3)
-    codes, zero = (rng.integers(0, 16, shape).astype(np.int8) for shape in ((3, 64), (3, 1)))
-    q = QTensor(grid, codes, np.ones((3, 1), np.float32), zero)
-    raw = {part.name: data for part, data in parts.pack("w", q)}
-    back = parts.unpack("w", (3, 64), grid, lambda part: raw[part.name])
-    assert tensor_digest("w", back) == tensor_digest("w", q)
+def random_on(grid: Grid, shape: tuple[int, int], seed: int = 3) -> QTensor:
+    rng = np.random.default_rng(seed)
+    each = (shape[0], shape[1] // grid.block)
+    codes = rng.integers(grid.lo, grid.hi + 1, shape).astype(np.int8)
+    scale, offset = (rng.standard_normal(each).astype(np.float16).astype(np.float32) for _ in range(2))
+    points = rng.integers(grid.lo, grid.hi + 1, each).astype(np.float32)
+    return QTensor(grid, codes, scale, {Zero.NONE: None, Zero.CODE: points, Zero.OFFSET: offset}[grid.zero])
+
+
+KINDS = {"uint2": (2, 0, 3, 2), "uint3": (3, 0, 7, 4), "uint4": (4, 0, 15, 8), "int8": (8, -128, 127, 0)}
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+@pytest.mark.parametrize("zero", Zero)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [3, 32, 200, 201])
+def test_every_layout_comes_back_by_any_rows(
+    rows: int, kind: str, zero: Zero, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Strips and runs of a few rows, and rows that share bytes with others, in blocks of 64."""
+    bits, low, high, centre = KINDS[kind]
+    base = plugins.find("grids", "q4_0")
+    grid = replace(base, bits=bits, lo=low, hi=high, block=64, zero=zero, centre=centre if zero is Zero.NONE else 0)
+    q = random_on(grid, (rows, 192))
+    monkeypatch.setattr(strips, "STRIP", 192 * 64 // (8 // BITS_OF[bits]))
+    monkeypatch.setattr(runs, "RUN", 192 * 32)
+    stored = parts.parts("w", q.shape, grid, form)
+    offsets, size = parts.place(stored)
+    laid = strips.Layout("w", q.shape, grid, stored, offsets)
+    if rows > 64 and form == "qdq" and rows % 2 == 0:
+        assert len(laid.strips()) > 1
+    with open(tmp_path / "data", "xb") as file:
+        file.truncate(size)
+        strips.write(file.fileno(), laid, runs.rows_in(q, "w"))
+    read = strips.InFolder(tmp_path / "data", laid)
+    assert tensor_digest("w", read.whole()) == tensor_digest("w", q)
+    found, expected = (each(1, rows - 1) for each in (read.read, runs.rows_in(q, "w")))
+    assert all(np.array_equal(found[part], array) for part, array in expected.items())
+    codes = np.fromfile(tmp_path / "data", np.uint8)[offsets["w.codes"] :][: stored[0].nbytes]
+    reference = q.codes.T.reshape(-1) if form == "qdq" else (q.codes.astype(int) + 128 * (bits == 8)).reshape(-1)
+    width = BITS_OF[bits]
+    values = np.stack([codes >> (width * i) & (2**width - 1) for i in range(8 // width)], 1).reshape(-1)
+    assert np.array_equal(values[: q.size], reference.astype(np.uint8) & (2**width - 1))
 
 
 def test_a_profile_that_is_not_made_is_refused(tmp_path: Path):
