@@ -12,7 +12,6 @@ are byte-identical. A tied head costs nothing: embedding and head read one initi
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,7 +21,7 @@ from edgeqaf.companions import COMPANIONS, copy_companions
 from edgeqaf.console import progress
 from edgeqaf.digest import FLOAT32, Tensor
 from edgeqaf.errors import Refused
-from edgeqaf.exportoptions import OnnxOptions
+from edgeqaf.exportoptions import Form, OnnxOptions
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored, StoredAs
@@ -55,7 +54,11 @@ class OnnxExporter:
     def plan(self, model: QModel) -> int:
         """Bytes that `export` will write; raises Refused for an architecture or grid it cannot carry."""
         kept = _kept(model)
-        stored = [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid)]
+        stored = [
+            part
+            for name, (shape, grid) in kept.items()
+            for part in layout.parts(name, shape, grid, model.asked.onnx.form)
+        ]
         companions = sum((model.folder / n).stat().st_size for n in COMPANIONS if (model.folder / n).is_file())
         offsets = sum(grid is not None and grid.zero is Zero.OFFSET for _, grid in kept.values())
         graph: int = _GRAPH_BYTES + _LAYER_BYTES * model.config["num_hidden_layers"] + _OFFSET_BYTES * offsets
@@ -67,15 +70,15 @@ class OnnxExporter:
         from exporters.onnx.trace import trace
 
         kept = _kept(model)
-        proto = build(trace(model.config), model.config["num_hidden_layers"], kept)
+        program = build(trace(model.config), model.config["num_hidden_layers"], kept, model.asked.onnx)
         path.mkdir()
         copy_companions(model.folder, path)
         generation = model.folder / "generation_config.json"
         generated = read_json(generation) if generation.is_file() else {}
         settings = genai_config(model.config, generated, MODEL, model.asked.onnx.accuracy_level)
         write_json(path / "genai_config.json", settings)
-        (path / MODEL).write_bytes(proto.SerializeToString(deterministic=True))
-        write_data(path / DATA, kept, model.tensors)
+        (path / MODEL).write_bytes(program)
+        write_data(path / DATA, kept, model.tensors, model.asked.onnx.form)
         return path
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
@@ -85,11 +88,11 @@ class OnnxExporter:
         return read_back(path)
 
 
-def write_data(path: Path, kept: Mapping[str, Kind], tensors: Mapping[str, Tensor]) -> None:
+def write_data(path: Path, kept: Mapping[str, Kind], tensors: Mapping[str, Tensor], form: Form) -> None:
     """The data file, each tensor by runs of rows."""
     from exporters.onnx.strips import Layout, write
 
-    stored = {name: layout.parts(name, shape, grid) for name, (shape, grid) in kept.items()}
+    stored = {name: layout.parts(name, shape, grid, form) for name, (shape, grid) in kept.items()}
     offsets, size = layout.place([part for each in stored.values() for part in each])
     with open(path, "xb") as file, progress("write onnx", size, "B") as advance:
         file.truncate(size)
@@ -121,10 +124,8 @@ def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
 
 def _require_known(asked: OnnxOptions) -> None:
     """Refuse what is asked for and not made here."""
-    everyday = OnnxOptions(accuracy_level=asked.accuracy_level)
-    for name, value in asdict(asked).items():
-        if value != getattr(everyday, name):
-            raise Refused(f"ONNX with {name} {value} is not made by this version", f"leave --{name} out")
+    if asked.profile != "everyday":
+        raise Refused(f"ONNX with profile {asked.profile} is not made by this version", "leave --profile out")
 
 
 exporter = OnnxExporter()

@@ -94,12 +94,13 @@ def _unpacked(part: Part, grid: Grid, packed: Array, name: str, columns: int) ->
 def flat_packed(codes: Array, grid: Grid) -> Array:
     """uint8 codes, one each, in the file's order, as the bytes of a `loose` part."""
     flat = codes.reshape(1, -1).view(np.int8)
-    return pack_codes(np.pad(flat, ((0, 0), (0, -flat.size % (8 // WIDTHS[grid.bits])))), grid).reshape(-1)
+    packed: Array = pack_codes(np.pad(flat, ((0, 0), (0, -flat.size % (8 // WIDTHS[grid.bits])))), grid)
+    return packed.reshape(-1)
 
 
 def flat_unpacked(raw: Array, grid: Grid, part: Part) -> Array:
     """The inverse of `flat_packed`: uint8 in the part's shape; Refused for bits after the last code."""
-    codes = unpack_codes(raw.reshape(1, -1), grid)[0].view(np.uint8)
+    codes: Array = unpack_codes(raw.reshape(1, -1), grid)[0].view(np.uint8)
     count = part.shape[0] * part.shape[1]
     if codes[count:].any():
         raise Refused(f"{part.name} has a bit set after its last code", AGAIN)

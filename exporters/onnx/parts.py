@@ -96,7 +96,8 @@ def parts(name: str, shape: tuple[int, ...], grid: Grid | None, form: Form = "qd
     each = (blocks, out) if across else (out, blocks)
     if across:
         codes = points = TYPES[grid.bits]
-        held, pointed = (inputs, out), each
+        held: tuple[int, ...] = (inputs, out)
+        pointed = each
     else:
         codes = points = "UINT8"
         width = WIDTHS[grid.bits]

@@ -8,6 +8,7 @@ Rows that lie together are written and read as they come.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class InFolder:
         layout, grid = self.layout, self.layout.grid
         pieces = [max(first, start) for first, last in layout.strips() if first < stop and last > start]
         bounds = [*pieces, stop]
-        some = [self._some(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        some = [self._some(a, b) for a, b in pairwise(bounds)]
         arrays = [np.concatenate(each) if len(some) > 1 else each[0] for each in zip(*some, strict=True)]
         if grid is None:
             if not np.isfinite(arrays[0]).all():
