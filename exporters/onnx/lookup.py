@@ -1,11 +1,13 @@
 """A quantized embedding in the graph: the rows that are looked up are decoded, and no other.
 
 ONNX gathers nothing smaller than a byte, so the codes have a second name, NAME.bytes: the same bytes of the data file,
-as one list. For each token and input the byte that holds the code is gathered, its bits are shifted down, and what
+as one list. (And so have the scales in the form qdq: ONNX Runtime fuses no linear whose scales are read elsewhere.)
+For each token and input the byte that holds the code is gathered, its bits are shifted down, and what
 `decode` does follows, in the same order, so the floats have its bits. The nodes are called "NAME.lookup/...".
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,9 @@ def views(name: str, kind: Kind, form: Form) -> list[tuple[Part, Part]]:
     found = [
         (f"{name}.{new}", held[f"{name}.{old}"]) for new, old in zip(("bytes", "point_bytes"), wanted, strict=False)
     ]
-    return [(Part(new, "INT8" if old.type == "INT8" else "UINT8", (old.nbytes,)), old) for new, old in found]
+    second = [(Part(new, "INT8" if old.type == "INT8" else "UINT8", (old.nbytes,)), old) for new, old in found]
+    scale = held[f"{name}.scale"]
+    return [*second, (replace(scale, name=f"{name}.row_scale"), scale)] if scale.across else second
 
 
 def lookup(name: str, kind: Kind, ids: str, y: str, form: Form) -> Iterator[Any]:
@@ -82,7 +86,8 @@ def lookup(name: str, kind: Kind, ids: str, y: str, form: Form) -> Iterator[Any]
     def floats(role: str) -> Iterator[Any]:
         """A number of each block of the tokens' rows: [batch, tokens, blocks, 1]."""
         if held[f"{name}.{role}"].across:
-            yield node("Gather", [f"{name}.{role}", ids], f"{role}.columns", axis=1)
+            stored = f"{name}.row_scale" if role == "scale" else f"{name}.{role}"
+            yield node("Gather", [stored, ids], f"{role}.columns", axis=1)
             yield node("Transpose", [f"{prefix}/{role}.columns"], f"{role}.rows", perm=[1, 2, 0])
         else:
             yield node("Gather", [f"{name}.{role}", ids], f"{role}.rows", axis=0)

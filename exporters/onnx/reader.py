@@ -24,10 +24,9 @@ from exporters.onnx.opened import AGAIN, opened
 from exporters.onnx.parts import Part
 from exporters.onnx.seal import FORM, GRIDS, SEAL, seal_fits
 from exporters.onnx.strips import InFolder, Layout
-from exporters.onnx.uses import check_uses
+from exporters.onnx.uses import PARTS, check_uses
 
 OPERATORS = {(MICROSOFT, "MatMulNBits")}
-PARTS = ("codes", "scale", "zero_point", "offset", "bytes", "point_bytes")
 MAX_MODEL_BYTES = 2**28  # the graph alone; the weights are in the data file
 
 
