@@ -26,8 +26,10 @@ from edgeqaf.grid import Grid, Zero
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored, StoredAs
 from edgeqaf.runs import rows_of
+from edgeqaf.source import EMBEDDING
 from exporters.onnx import parts as layout
 from exporters.onnx.genai import genai_config
+from exporters.onnx.linear import few_bits
 
 ARCHITECTURES = ("llama",)
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings")
@@ -62,7 +64,7 @@ class OnnxExporter:
         companions = sum((model.folder / n).stat().st_size for n in COMPANIONS if (model.folder / n).is_file())
         offsets = sum(grid is not None and grid.zero is Zero.OFFSET for _, grid in kept.values())
         graph: int = _GRAPH_BYTES + _LAYER_BYTES * model.config["num_hidden_layers"] + _OFFSET_BYTES * offsets
-        return layout.place(stored)[1] + graph + companions
+        return layout.place(stored)[1] + graph + _further_bytes(kept, model.asked.onnx) + companions
 
     def export(self, model: QModel, path: Path) -> Path:
         """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
@@ -102,6 +104,22 @@ def write_data(path: Path, kept: Mapping[str, Kind], tensors: Mapping[str, Tenso
             advance(done, name)
 
 
+def _further_bytes(kept: Mapping[str, Kind], asked: OnnxOptions) -> int:
+    """What the nodes asked for take beside those of the default form, and what looks up a quantized embedding."""
+    from exporters.onnx.linear import linear
+    from exporters.onnx.lookup import lookup, views
+
+    further = 0
+    for name, kind in kept.items():
+        if kind[1] is not None:
+            own, default = (sum(n.ByteSize() for n in linear(name, kind, "", "", a)) for a in (asked, OnnxOptions()))
+            further += own - default
+            if name == EMBEDDING:
+                further += sum(n.ByteSize() + 3 for n in lookup(name, kind, "input_ids", "", asked.form))
+                further += sum(3 * len(part.name) + 64 for part, _ in views(name, kind, asked.form))
+    return further
+
+
 def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
     """Shape and grid (None: float) of each tensor by sorted name; raises Refused for what ONNX cannot carry."""
     _require_known(model.asked.onnx)
@@ -118,6 +136,12 @@ def _kept(model: QModel) -> dict[str, tuple[tuple[int, ...], Grid | None]]:
         grid = None if stored == FLOAT32 else plugins.find("grids", stored)
         if grid is not None and (reason := layout.refuses(grid)):
             raise Refused(f"{name}: ONNX cannot carry {grid.name}: {reason}", "choose another grid or format")
+        if grid is not None and few_bits([grid], model.asked.onnx) and shape[0] % 4:
+            raise Refused(
+                f"{name}: {shape[0]} outputs of {grid.name}, no multiple of 4: ONNX Runtime gives such a matrix "
+                "other weights when it fuses it",
+                "export it with --form matmulnbits, or choose another grid",
+            )
         kept[name] = (shape, grid)
     return kept
 

@@ -37,11 +37,7 @@ def check_uses(graph: Any, tensors: Mapping[str, Kind], asked: OnnxOptions) -> N
             ids = next(node.input[0] for node in looked if node.op_type == "Unsqueeze")
             _require_same(name, looked, list(lookup(name, kind, ids, looked[-1].output[0], asked.form)))
     quantized = [name for name, kind in tensors.items() if kind[1] is not None]
-    own = {
-        f"{name}.{part}"
-        for name in quantized
-        for part in ("codes", "scale", "zero_point", "offset", "bytes", "point_bytes", "row_scale")
-    }
+    own = {f"{name}.{part}" for name in quantized for part in PARTS}
     for nodes in owners.values():
         for node in nodes:
             if strays := own.intersection(node.input):

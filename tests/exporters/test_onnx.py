@@ -48,6 +48,16 @@ def test_names_are_those_in_the_file(exported: tuple[QModel, Path]):
         assert stored.name in names
 
 
+@pytest.mark.parametrize("grid", ["q4_0", "q4_1", "uint4"])
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("ends", ["float", "tied"])
+def test_plan_predicts_the_size_of_every_form(ends: str, activations: str, form: str, grid: str, tmp_path: Path):
+    model = tiny(tmp_path, grid, ends, form=form, activations=activations)
+    size = sum(file.stat().st_size for file in exporter.export(model, tmp_path / "onnx").iterdir())
+    assert abs(exporter.plan(model) - size) <= size // 20  # a model of 30 KB of weights; the graph is most of it
+
+
 def test_plan_predicts_the_size(exported: tuple[QModel, Path]):
     model, path = exported
     size = sum(file.stat().st_size for file in path.iterdir())
@@ -221,6 +231,19 @@ def test_a_profile_that_is_not_made_is_refused(tmp_path: Path):
     asked = ExportOptions(onnx=OnnxOptions(profile="exact"))
     with pytest.raises(Refused, match="ONNX with profile exact is not made by this version"):
         exporter.plan(replace(tiny(tmp_path, "q4_0"), asked=asked))
+
+
+def test_two_bits_and_outputs_that_fill_no_byte_are_refused_where_they_are_fused_wrong(tmp_path: Path):
+    model = tiny(tmp_path, "q2_0", "tied")
+    config, name = {**model.config, "vocab_size": 94}, "model.embed_tokens.weight"
+    model = replace(
+        model, config=config, tensors={**model.tensors, name: random_tensor(np.random.default_rng(0), "q2_0", (94, 64))}
+    )
+    with pytest.raises(Refused, match=r"embed_tokens.weight: 94 outputs of q2_0, no multiple of 4"):
+        exporter.plan(model)
+    asked = ExportOptions(onnx=OnnxOptions(form="matmulnbits"))
+    path = exporter.export(replace(model, asked=asked), tmp_path / "onnx")
+    assert root(path) == merkle_root(model.digests())
 
 
 def test_unsupported_architecture_is_refused(tmp_path: Path):
