@@ -79,6 +79,22 @@ def test_two_traces_are_identical():
 
 
 @pytest.mark.slow
+def test_another_process_folder_and_number_of_threads_give_the_same_bytes(tmp_path: Path):
+    program = (
+        "import sys; from pathlib import Path; from onnx_models import tiny; from exporters.onnx import exporter;"
+        "exporter.export(tiny(Path(sys.argv[1]), 'q4_1', 'tied'), Path(sys.argv[1]) / 'onnx')"
+    )
+    tests = Path(__file__).resolve().parents[1]
+    paths = {"PYTHONPATH": f"{tests.parent}:{tests}"}
+    for threads in ("1", "3"):
+        (tmp_path / threads).mkdir()
+        environment = os.environ | paths | {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / threads)], env=environment, check=True)
+    for file in (tmp_path / "1" / "onnx").iterdir():
+        assert file.read_bytes() == (tmp_path / "3" / "onnx" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.slow
 def test_another_process_traces_the_same_and_says_nothing():
     program = (
         "import json, sys; from exporters.onnx import trace;"
