@@ -6,8 +6,8 @@ For each token and input the byte that holds the code is gathered, its bits are 
 `decode` does follows, in the same order, so the floats have its bits. The nodes are called "NAME.lookup/...".
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,85 +35,103 @@ def views(name: str, kind: Kind, form: Form) -> list[tuple[Part, Part]]:
 
 def lookup(name: str, kind: Kind, ids: str, y: str, form: Form) -> Iterator[Any]:
     """``y = decode(W)[ids]`` for a quantized W: ids [batch, tokens] -> y [batch, tokens, in]."""
-    from onnx import helper
-
     shape, grid = kind
     assert grid is not None
-    held = {part.name: part for part in parts(name, shape, grid, form)}
-    blocks, prefix = shape[1] // grid.block, f"{name}.lookup"
+    made = _Nodes(name, (shape[0], shape[1]), grid, {p.name: p for p in parts(name, shape, grid, form)}, ids)
+    yield made.constant("last", np.array([-1]))
+    yield made.constant("blocks", np.array([0, 0, shape[1] // grid.block, grid.block]))
+    yield made.constant("flat", np.array([0, 0, shape[1]]))
+    yield made.node("Unsqueeze", "tokens", ids, "/last")
+    yield from made.integers("codes", "bytes", "codes", shape[1])
+    yield made.node("Reshape", "split", "/codes", "/blocks")
+    yield from made.floats("scale")
+    result = "/split"
+    if grid.zero is not Zero.OFFSET:
+        yield from made.zero()
+        yield made.node("Sub", "centred", result, "/zero")
+        result = "/centred"
+    yield made.node("Mul", "product", result, "/scale")
+    result = "/product"
+    if grid.zero is Zero.OFFSET:
+        yield from made.floats("offset")
+        yield made.node("Add", "sum", result, "/offset")
+        result = "/sum"
+    yield made.node("Reshape", "rows", result, "/flat", output=y)
 
-    def node(op: str, inputs: list[str], role: str, output: str = "", **attributes: Any) -> Any:
-        return helper.make_node(op, inputs, [output or f"{prefix}/{role}"], name=f"{prefix}/{role}", **attributes)
 
-    def constant(role: str, values: Any) -> Any:
+@dataclass(frozen=True)
+class _Nodes:
+    """What one lookup is made of. A value that begins with a slash is its own."""
+
+    name: str
+    shape: tuple[int, int]
+    grid: Grid
+    held: Mapping[str, Part]
+    ids: str
+
+    def node(self, op: str, role: str, *inputs: str, output: str = "", **attributes: Any) -> Any:
+        from onnx import helper
+
+        prefix = f"{self.name}.lookup"
+        values = [f"{prefix}{value}" if value.startswith("/") else value for value in inputs]
+        return helper.make_node(op, values, [output or f"{prefix}/{role}"], name=f"{prefix}/{role}", **attributes)
+
+    def constant(self, role: str, values: Any) -> Any:
         from onnx import numpy_helper
 
-        return node("Constant", [], role, value=numpy_helper.from_array(np.array(values), f"{prefix}/{role}"))
+        tensor = numpy_helper.from_array(np.array(values), f"{self.name}.lookup/{role}")
+        return self.node("Constant", role, value=tensor)
 
-    def integers(role: str, stored: str, part: Part) -> Iterator[Any]:
-        """The codes of the tokens' rows as floats: [batch, tokens, columns]."""
-        width = WIDTHS[grid.bits]
-        columns = shape[1] if role == "codes" else blocks
-        line = part.shape[1] if part.across else part.nbytes // shape[0] * (8 // width)
-        places = np.arange(columns, dtype=np.int64) * (line if part.across else 1)
-        yield constant(f"{role}.places", places)
-        row = f"{prefix}/tokens"
-        if not part.across:
-            yield constant(f"{role}.line", np.int64(line))
-            yield node("Mul", [row, f"{prefix}/{role}.line"], f"{role}.row")
-            row = f"{prefix}/{role}.row"
-        yield node("Add", [row, f"{prefix}/{role}.places"], f"{role}.index")
-        index = f"{prefix}/{role}.index"
+    def integers(self, role: str, view: str, stored: str, columns: int) -> Iterator[Any]:
+        """Codes, or zero points, of the tokens' rows as floats: [batch, tokens, columns]."""
+        part, width = self.held[f"{self.name}.{stored}"], WIDTHS[self.grid.bits]
+        row = "/tokens"
+        places = np.arange(columns, dtype=np.int64)
+        if part.across:
+            places *= part.shape[1]
+        else:
+            yield self.constant(f"{role}.line", np.int64(part.nbytes // self.shape[0] * (8 // width)))
+            yield self.node("Mul", f"{role}.row", row, f"/{role}.line")
+            row = f"/{role}.row"
+        yield self.constant(f"{role}.places", places)
+        yield self.node("Add", f"{role}.index", row, f"/{role}.places")
         if width == 8:
-            yield node("Gather", [stored, index], f"{role}.bits")
+            yield self.node("Gather", f"{role}.bits", f"{self.name}.{view}", f"/{role}.index")
         else:
-            yield constant(f"{role}.each", np.int64(8 // width))
-            yield constant(f"{role}.width", np.uint8(width))
-            yield constant(f"{role}.mask", np.uint8(2**width - 1))
-            yield node("Div", [index, f"{prefix}/{role}.each"], f"{role}.byte")
-            yield node("Mod", [index, f"{prefix}/{role}.each"], f"{role}.lane")
-            yield node("Cast", [f"{prefix}/{role}.lane"], f"{role}.lane8", to=2)
-            yield node("Mul", [f"{prefix}/{role}.lane8", f"{prefix}/{role}.width"], f"{role}.shift")
-            yield node("Gather", [stored, f"{prefix}/{role}.byte"], f"{role}.shared")
-            shared = [f"{prefix}/{role}.shared", f"{prefix}/{role}.shift"]
-            yield node("BitShift", shared, f"{role}.shifted", direction="RIGHT")
-            yield node("BitwiseAnd", [f"{prefix}/{role}.shifted", f"{prefix}/{role}.mask"], f"{role}.bits")
-        yield node("Cast", [f"{prefix}/{role}.bits"], f"{role}.unsigned", to=1)
-        raised = 128.0 if not part.across and grid.bits == 8 else 0.0  # the operator's codes have no sign
-        yield constant(f"{role}.raised", np.float32(raised))
-        yield node("Sub", [f"{prefix}/{role}.unsigned", f"{prefix}/{role}.raised"], role)
+            yield from self._bits(role, view, width)
+        yield self.node("Cast", f"{role}.unsigned", f"/{role}.bits", to=1)
+        raised = 128.0 if not part.across and width == 8 else 0.0  # the operator's codes have no sign
+        yield self.constant(f"{role}.raised", np.float32(raised))
+        yield self.node("Sub", role, f"/{role}.unsigned", f"/{role}.raised")
 
-    def floats(role: str) -> Iterator[Any]:
+    def _bits(self, role: str, view: str, width: int) -> Iterator[Any]:
+        """A code out of the byte that holds it."""
+        yield self.constant(f"{role}.each", np.int64(8 // width))
+        yield self.constant(f"{role}.width", np.uint8(width))
+        yield self.constant(f"{role}.mask", np.uint8(2**width - 1))
+        yield self.node("Div", f"{role}.byte", f"/{role}.index", f"/{role}.each")
+        yield self.node("Mod", f"{role}.lane", f"/{role}.index", f"/{role}.each")
+        yield self.node("Cast", f"{role}.lane8", f"/{role}.lane", to=2)
+        yield self.node("Mul", f"{role}.shift", f"/{role}.lane8", f"/{role}.width")
+        yield self.node("Gather", f"{role}.shared", f"{self.name}.{view}", f"/{role}.byte")
+        yield self.node("BitShift", f"{role}.shifted", f"/{role}.shared", f"/{role}.shift", direction="RIGHT")
+        yield self.node("BitwiseAnd", f"{role}.bits", f"/{role}.shifted", f"/{role}.mask")
+
+    def zero(self) -> Iterator[Any]:
+        """What is taken off a code: a constant, or the block's own zero point."""
+        if self.grid.zero is Zero.NONE:
+            yield self.constant("zero", np.float32(zero_point(self.grid)))
+            return
+        yield from self.integers("points", "point_bytes", "zero_point", self.shape[1] // self.grid.block)
+        yield self.node("Unsqueeze", "zero", "/points", "/last")
+
+    def floats(self, role: str) -> Iterator[Any]:
         """A number of each block of the tokens' rows: [batch, tokens, blocks, 1]."""
-        if held[f"{name}.{role}"].across:
-            stored = f"{name}.row_scale" if role == "scale" else f"{name}.{role}"
-            yield node("Gather", [stored, ids], f"{role}.columns", axis=1)
-            yield node("Transpose", [f"{prefix}/{role}.columns"], f"{role}.rows", perm=[1, 2, 0])
+        stored = f"{self.name}.{role}"
+        if self.held[stored].across:
+            stored = f"{self.name}.row_scale" if role == "scale" else stored
+            yield self.node("Gather", f"{role}.columns", stored, self.ids, axis=1)
+            yield self.node("Transpose", f"{role}.rows", f"/{role}.columns", perm=[1, 2, 0])
         else:
-            yield node("Gather", [f"{name}.{role}", ids], f"{role}.rows", axis=0)
-        yield node("Unsqueeze", [f"{prefix}/{role}.rows", f"{prefix}/last"], role)
-
-    yield constant("last", np.array([-1]))
-    yield constant("blocks", np.array([0, 0, blocks, grid.block]))
-    yield constant("flat", np.array([0, 0, shape[1]]))
-    yield node("Unsqueeze", [ids, f"{prefix}/last"], "tokens")
-    yield from integers("codes", f"{name}.bytes", held[f"{name}.codes"])
-    yield node("Reshape", [f"{prefix}/codes", f"{prefix}/blocks"], "split")
-    yield from floats("scale")
-    factor = "split"
-    if grid.zero is Zero.CODE:
-        yield from integers("points", f"{name}.point_bytes", held[f"{name}.zero_point"])
-        yield node("Unsqueeze", [f"{prefix}/points", f"{prefix}/last"], "zero")
-        yield node("Sub", [f"{prefix}/split", f"{prefix}/zero"], "centred")
-        factor = "centred"
-    elif grid.zero is Zero.NONE:
-        yield constant("centre", np.float32(zero_point(grid)))
-        yield node("Sub", [f"{prefix}/split", f"{prefix}/centre"], "centred")
-        factor = "centred"
-    yield node("Mul", [f"{prefix}/{factor}", f"{prefix}/scale"], "product")
-    decoded = "product"
-    if grid.zero is Zero.OFFSET:
-        yield from floats("offset")
-        yield node("Add", [f"{prefix}/product", f"{prefix}/offset"], "sum")
-        decoded = "sum"
-    yield node("Reshape", [f"{prefix}/{decoded}", f"{prefix}/flat"], "rows", y)
+            yield self.node("Gather", f"{role}.rows", stored, self.ids, axis=0)
+        yield self.node("Unsqueeze", role, f"/{role}.rows", "/last")
