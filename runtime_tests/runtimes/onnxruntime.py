@@ -8,8 +8,7 @@ Single tensors and linears are cut out of the artifact's own graph, with initial
 its own data file. `Session.linear` makes ONNX Runtime write down the graph it optimized, and refuses
 if the fused kernel is not in it.
 
-Of a grid with a float zero (`Form.TWO_TERM`), `Session.weights` has the runtime compute
-``((code - z) * scale + z * scale) + zero``; the first sum is exact, so it rounds once, as `decode` does.
+How they are cut, and how the runtime is made to decode: `runtime_tests.onnx.forms`.
 """
 
 import tempfile
@@ -26,6 +25,7 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
 from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
 from edgeqaf.tokenizer import Tokenizer
+from runtime_tests.onnx.forms import decoding, linear
 
 MODEL = "model.onnx"
 LEVELS = {"off": None, "fused level 1": "1", "fused level 4": "4"}
@@ -69,7 +69,7 @@ class OnnxRuntimeSession:
         self._cut: tuple[str, Any] = ("", None)  # the last linear's session, kept for the next call
 
     def weights(self, stored: Stored) -> Floats:
-        graph = _decoding(self._proto, stored.name)
+        graph = decoding(self._proto, stored.name)
         (decoded,) = self._session(graph).run(None, {})
         return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
 
@@ -79,7 +79,7 @@ class OnnxRuntimeSession:
         Raises Refused if the configuration is a fused one and ONNX Runtime did not fuse.
         """
         if self._cut[0] != stored.name:
-            graph = _linear(self._proto, stored.name)
+            graph = linear(self._proto, stored.name, self._level or "1")
             self._cut = (stored.name, self._session(graph) if self._level is None else self._fused(graph, stored.name))
         session = self._cut[1]
         name = session.get_inputs()[0].name
@@ -165,7 +165,7 @@ class OnnxRuntimeSession:
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             session = self._session(graph, optimized)
-            kernels = [node.op_type for node in onnx.load(str(optimized)).graph.node]
+            kernels = [node.op_type for node in onnx.load(str(optimized), load_external_data=False).graph.node]
         if "MatMulNBits" not in kernels or "DequantizeLinear" in kernels:
             raise Refused(
                 f"{name}: ONNX Runtime did not fuse it, it runs {', '.join(kernels)}",
@@ -197,64 +197,6 @@ class OnnxRuntimeSession:
         except Exception as error:  # its exceptions share no base but Exception
             reason = str(error).strip().splitlines()[0]
             raise Refused(f"ONNX Runtime does not load {self._folder}: {reason}", "export the model again") from error
-
-
-def _linear(model: Any, codes: str) -> Any:
-    """The one-linear model cut from ``model``: all nodes named after the weight, ``[1, m, in] -> [1, m, out]``."""
-    from onnx import TensorProto, helper
-
-    prefix = codes.removesuffix(".codes") + "/"
-    nodes = [node for node in model.graph.node if node.name.startswith(prefix)]
-    made = {value for node in nodes for value in node.output}
-    known = {t.name: t for t in model.graph.initializer}
-    read = list(dict.fromkeys(value for node in nodes for value in node.input if value not in made))
-    inputs = [value for value in read if value not in known]
-    outputs = list(nodes[-1].output) if nodes else []
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise Refused(f"{codes} is not the weight of one linear layer", "export the model again")
-    columns, rows = known[codes].dims
-    x = helper.make_tensor_value_info(inputs[0], TensorProto.FLOAT, [1, "m", columns])
-    y = helper.make_tensor_value_info(outputs[0], TensorProto.FLOAT, [1, "m", rows])
-    return _model(model, nodes, [x], [y], [known[value] for value in read if value in known])
-
-
-def _decoding(model: Any, name: str) -> Any:
-    """A model without inputs whose output is one stored tensor, decoded by the runtime."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    known = {t.name: t for t in model.graph.initializer}
-    reads = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] == name]
-    shape = list(known[name].dims)
-    if not reads:
-        nodes, used = [helper.make_node("Identity", [name], ["y"])], [known[name]]
-        return _model(model, nodes, [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)], used)
-    nodes, used = [reads[0]], [known[value] for value in reads[0].input]
-    result, offset = reads[0].output[0], name.removesuffix("codes") + "offset"
-    if offset in known:
-        scale, (blocks, rows) = reads[0].input[1], known[offset].dims
-        (centre,) = (n for n in model.graph.node if n.op_type == "Mul" and n.input[0] == scale)
-        per_block = [blocks, 1, rows]
-        used += [known[offset], known[centre.input[1]]]
-        for key, dims in (("split", [blocks, -1, rows]), ("per_block", per_block), ("shape", shape)):
-            used.append(numpy_helper.from_array(np.array(dims, np.int64), key))
-        nodes += [
-            centre,
-            helper.make_node("Reshape", [result, "split"], ["term"]),
-            helper.make_node("Reshape", [centre.output[0], "per_block"], ["shift"]),
-            helper.make_node("Reshape", [offset, "per_block"], ["zero"]),
-            helper.make_node("Add", ["term", "shift"], ["product"]),
-            helper.make_node("Add", ["product", "zero"], ["decoded"]),
-            helper.make_node("Reshape", ["decoded", "shape"], ["y"]),
-        ]
-        result = "y"
-    return _model(model, nodes, [], [helper.make_tensor_value_info(result, TensorProto.FLOAT, shape)], used)
-
-
-def _model(whole: Any, nodes: list[Any], inputs: list[Any], outputs: list[Any], initializers: list[Any]) -> Any:
-    from onnx import helper
-
-    graph = helper.make_graph(nodes, "cut", inputs, outputs, initializers)
-    return helper.make_model(graph, opset_imports=whole.opset_import, ir_version=whole.ir_version)
 
 
 runtime = OnnxRuntime()

@@ -12,6 +12,7 @@ from defects import DEFECTS
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import RuntimeAbsent
+from edgeqaf.exportoptions import ExportOptions, OnnxOptions
 from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor, check
 from edgeqaf.quantize import quantize
@@ -20,7 +21,7 @@ from runtime_tests import ladder
 
 OPTIONS = RuntimeOptions()
 CASES = [
-    (name, grid)
+    (name, grid, "qdq")
     for name in plugins.names("exporters")
     for grid in plugins.names("grids")
     if plugins.find("exporters", name).refuses(plugins.find("grids", grid)) is None
@@ -28,12 +29,15 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+CASES += [("onnx", grid, "matmulnbits") for name, grid, _ in CASES if name == "onnx"]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def seeded(
     request: pytest.FixtureRequest, tiny_float_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Artifact, QModel, dict[str, str]]:
     """(artifact with the defects, the true model, tensor name -> defect)."""
-    format, grid = request.param
+    format, grid, form = request.param
     folder = tmp_path_factory.mktemp(f"{format}-{grid}")
     base = quantize(tiny_float_model, folder / "base", grid, "rtn")
     names = [name for name, _ in base.quantized()]
@@ -46,7 +50,8 @@ def seeded(
         tensors[name] = check(defect(sound), name)
     exporter = plugins.find("exporters", format)
     path = folder / exporter.filename
-    exporter.export(QModel(base.config, tensors, base.folder), path)
+    asked = ExportOptions(onnx=OnnxOptions(form=form))
+    exporter.export(QModel(base.config, tensors, base.folder, asked=asked), path)
     artifact = Artifact(format, path, exporter.read_back(path), base.folder)
     return artifact, base, {name: defect.__name__ for name, defect in seeds.items()}
 
