@@ -52,6 +52,7 @@ class Loaded:
         self._session = session
         self.inputs: Dict[str, List[Any]] = {i.name: list(i.shape) for i in session.get_inputs()}  # noqa: UP006
         self.outputs: List[str] = [o.name for o in session.get_outputs()]  # noqa: UP006
+        self.rewritten_by: Optional[List[str]] = None  # noqa: UP006, UP045
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Every output by name."""
