@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from edgeqaf.errors import Refused, RuntimeAbsent
-from runtime_tests.onnx import worker
+from runtime_tests.onnx import cut, worker
 from runtime_tests.onnx.worker import Arrays, Setting
 
 HERE = Path(__file__).parent
@@ -71,15 +71,15 @@ class Engine:
         self._place, self._process, self._log = place, process, log
         self._numbers = itertools.count()
 
-    def load(self, model: Path | bytes, setting: Setting) -> "Remote":
-        """Load a model; raises Refused with what the worker says."""
+    def load(self, model: str | bytes, setting: Setting) -> "Remote":
+        """Load a model from its path or bytes; raises Refused with what the worker says."""
         number = next(self._numbers)
         message = {"op": "load", "session": number, "setting": {"providers": list(self._place.providers), **setting}}
         given: Arrays = {}
         if isinstance(model, bytes):
             given["model"] = np.frombuffer(model, np.uint8)
         else:
-            message["path"] = str(model.resolve())
+            message["path"] = model
         return Remote(self, number, self.ask(message, given)[0])
 
     def ask(self, message: Mapping[str, Any], arrays: Arrays | None = None) -> tuple[dict[str, Any], Arrays]:
@@ -111,27 +111,21 @@ class Remote:
         self._engine, self._number = engine, number
         self.inputs: dict[str, list[Any]] = about["inputs"]
         self.outputs: list[str] = about["outputs"]
-        self.version: str = about["version"]
+        self.rewritten_by: list[str] | None = about["rewritten_by"]
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Every output by name."""
         return self._engine.ask({"op": "run", "session": self._number}, dict(feeds))[1]
 
 
-def run(place: Place, model: Path, feeds: Mapping[str, Any], **setting: Any) -> Arrays:
-    """Run a model file once: every output by name. setting: of `worker.Setting`."""
-    with place.open() as engine:
-        return engine.load(model, {"folder": str(model.parent), "data": data_files(model), **setting}).run(feeds)  # type: ignore[typeddict-item]
-
-
-def data_files(model: Path) -> list[str]:
-    """The files beside a model that hold its tensors."""
+def run(place: Place, model: Path, feeds: Mapping[str, Any], setting: Setting | None = None) -> Arrays:
+    """Run a model file once in a place: every output by name. Raises Refused with what the place says."""
     import onnx
 
-    found = set()
-    for tensor in onnx.load(str(model), load_external_data=False).graph.initializer:
-        found.update(entry.value for entry in tensor.external_data if entry.key == "location")
-    return sorted(found)
+    data = cut.data_files(onnx.load(str(model), load_external_data=False))
+    beside: Setting = {"folder": str(model.parent.resolve()), "data": data}
+    with place.open() as engine:
+        return engine.load(str(model.resolve()), {**beside, **(setting or {})}).run(feeds)
 
 
 def names() -> list[str]:

@@ -11,7 +11,11 @@ const entry = web ? 'dist/ort.wasm.min.mjs' : 'dist/index.js';
 const loaded = await import(pathToFileURL(path.join(modules, engine, entry)));
 const ort = web ? loaded : loaded.default;
 if (web) ort.env.wasm.numThreads = 1;
-console.log = console.info = console.warn = console.error; // what libraries print is no answer
+
+// What libraries print is no answer; kept, it tells which steps of the optimizer changed a graph.
+let printed = [];
+if (web) ort.env.logLevel = 'verbose';
+console.log = console.debug = console.info = console.warn = console.error = (...words) => printed.push(words.join(' '));
 
 const VIEWS = {
   float64: Float64Array, float32: Float32Array, float16: Uint16Array, int64: BigInt64Array, uint64: BigUint64Array,
@@ -76,7 +80,7 @@ async function load(message, arrays) {
     executionProviders: [web ? 'wasm' : 'cpu'],
     graphOptimizationLevel: {off: 'disabled'}[setting.level] ?? setting.level ?? 'all',
     enableCpuMemArena: setting.arena ?? true,
-    logSeverityLevel: 3,
+    logSeverityLevel: web ? 1 : 3,
     extra: nested(setting.config ?? {}),
   };
   if (!web) Object.assign(options, {intraOpNumThreads: setting.threads ?? 1, interOpNumThreads: 1});
@@ -100,23 +104,27 @@ async function run(session, arrays) {
   return made;
 }
 
-const version = ort.env.versions[web ? 'web' : 'node'] ?? ort.env.versions.common;
 const sessions = new Map();
+
+async function answer(message, arrays) {
+  if (message.op === 'greet') return [{version: ort.env.versions[web ? 'web' : 'node'] ?? ort.env.versions.common}];
+  if (message.op === 'load') {
+    printed = [];
+    const session = await load(message, arrays);
+    const changed = printed.map((line) => line.match(/GraphTransformer (\S+) modified: 1/)?.[1]).filter(Boolean);
+    sessions.set(message.session, session);
+    const inputs = Object.fromEntries(session.inputMetadata.map((i) => [i.name, i.shape]));
+    return [{inputs, outputs: session.outputNames, rewritten_by: web ? changed : null}];
+  }
+  if (message.op === 'run') return [{}, await run(sessions.get(message.session), arrays)];
+  await sessions.get(message.session).release();
+  sessions.delete(message.session);
+  return [{}];
+}
+
 for (let received; (received = read()) !== null;) {
-  const {message, arrays} = received;
   try {
-    if (message.op === 'load') {
-      const session = await load(message, arrays);
-      sessions.set(message.session, session);
-      const inputs = Object.fromEntries(session.inputMetadata.map((i) => [i.name, i.shape]));
-      write({inputs, outputs: session.outputNames, version});
-    } else if (message.op === 'run') {
-      write({}, await run(sessions.get(message.session), arrays));
-    } else {
-      await sessions.get(message.session).release();
-      sessions.delete(message.session);
-      write({});
-    }
+    write(...await answer(received.message, received.arrays));
   } catch (error) {
     write({error: String(error?.message ?? error)});
   }

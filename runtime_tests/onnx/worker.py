@@ -3,9 +3,10 @@
 A message is a JSON object, its length before it in four bytes (little-endian), and after it the bytes
 of the arrays that its key "arrays" lists as [name, dtype, shape]. `worker.mjs` speaks the same.
 
-    load  setting, and the model: "path", or an array "model"  ->  session, inputs, outputs, version
-    run   session, and feeds as arrays                         ->  outputs as arrays
-    drop  session                                              ->  nothing
+    greet                                                        ->  version
+    load  session, setting, the model: "path" or array "model"   ->  inputs, outputs, rewritten_by
+    run   session, feeds as arrays                               ->  outputs as arrays
+    drop  session                                                ->  nothing
 
 What fails answers {"error": text}, and the worker goes on.
 """
@@ -110,27 +111,32 @@ def read(stream: BinaryIO) -> Optional[Tuple[Dict[str, Any], Arrays]]:  # noqa: 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer messages until the stream ends."""
-    import onnxruntime
-
     sessions: Dict[int, Loaded] = {}  # noqa: UP006
     while True:
         received = read(source)
         if received is None:
             return
-        message, arrays = received
         try:
-            if message["op"] == "load":
-                model = arrays["model"].tobytes() if "model" in arrays else message["path"]
-                number = message["session"]
-                sessions[number] = loaded = load(model, message["setting"])
-                write(sink, {"inputs": loaded.inputs, "outputs": loaded.outputs, "version": onnxruntime.__version__})
-            elif message["op"] == "run":
-                write(sink, {}, sessions[message["session"]].run(arrays))
-            else:
-                del sessions[message["session"]]
-                write(sink, {})
+            answer, arrays = _answer(*received, sessions)
         except Exception as error:
-            write(sink, {"error": str(error).strip()})
+            answer, arrays = {"error": str(error).strip() or type(error).__name__}, {}
+        write(sink, answer, arrays)
+
+
+def _answer(message: Dict[str, Any], given: Arrays, sessions: Dict[int, Loaded]) -> Tuple[Dict[str, Any], Arrays]:  # noqa: UP006
+    operation, number = message["op"], message.get("session", 0)
+    if operation == "greet":
+        import onnxruntime
+
+        return {"version": onnxruntime.__version__}, {}
+    if operation == "load":
+        model = given["model"].tobytes() if "model" in given else message["path"]
+        made = sessions[number] = load(model, message["setting"])
+        return {"inputs": made.inputs, "outputs": made.outputs, "rewritten_by": made.rewritten_by}, {}
+    if operation == "run":
+        return {}, sessions[number].run(given)
+    del sessions[number]
+    return {}, {}
 
 
 if __name__ == "__main__":
