@@ -164,9 +164,10 @@ class Availability:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What the user says about runtimes: a folder with libllama, the thread count, and where PyTorch runs."""
+    """What the user says about runtimes: folders with libllama and with other places, threads, and PyTorch's device."""
 
     llama_lib: Path | None = None
+    places: Path | None = None
     threads: int = 1
     device: str = "cpu"
 

@@ -14,6 +14,7 @@ Absent means RuntimeAbsent, with what is missing and how to get it.
 """
 
 import itertools
+import json
 import os
 import platform
 import shutil
@@ -81,6 +82,10 @@ class Engine:
         else:
             message["path"] = model
         return Remote(self, number, self.ask(message, given)[0])
+
+    def version(self) -> str:
+        """Of the worker's ONNX Runtime."""
+        return str(self.ask({"op": "greet"})[0]["version"])
 
     def ask(self, message: Mapping[str, Any], arrays: Arrays | None = None) -> tuple[dict[str, Any], Arrays]:
         """Send a message, wait for its answer; raises Refused if the worker fails or dies."""
@@ -152,11 +157,10 @@ def _wheel(package: str, **more: Any) -> Callable[[str, Path | None], Place]:
     return find
 
 
-def _openvino(name: str, folder: Path | None) -> Place:
-    # its default multiplies activations rounded to 8 bits
-    exact = '{"CPU": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "INFERENCE_PRECISION_HINT": "f32"}}'
-    options = {"device_type": "CPU", "load_config": exact}
-    return _wheel("onnxruntime-openvino-1.24.1", providers=(["OpenVINOExecutionProvider", options],))(name, folder)
+def _openvino(**options: Any) -> Callable[[str, Path | None], Place]:
+    """OpenVINO on the CPU, with options of its own."""
+    provider = ["OpenVINOExecutionProvider", {"device_type": "CPU", "load_config": json.dumps({"CPU": options})}]
+    return _wheel("onnxruntime-openvino-1.24.1", providers=(provider,))
 
 
 def _webgpu(name: str, folder: Path | None) -> Place:
@@ -230,5 +234,6 @@ _KNOWN: dict[str, Callable[[str, Path | None], Place]] = {
     "web": _node("onnxruntime-web"),
     "node": _node("onnxruntime-node"),
     "webgpu": _webgpu,
-    "openvino": _openvino,
+    "openvino-float32": _openvino(DYNAMIC_QUANTIZATION_GROUP_SIZE="0", INFERENCE_PRECISION_HINT="f32"),
+    "openvino-dynamic": _openvino(),
 }

@@ -143,7 +143,7 @@ class OnnxSession:
             if loaded.rewritten_by is not None:  # it has no files to write to, and says what changed the graph
                 kernels, fused = loaded.rewritten_by, FUSING in loaded.rewritten_by
             else:
-                kernels = [node.op_type for node in onnx.load(str(optimized)).graph.node]
+                kernels = [node.op_type for node in onnx.load(str(optimized), load_external_data=False).graph.node]
                 fused = "MatMulNBits" in kernels and "DequantizeLinear" not in kernels
         if not fused:
             raise Refused(

@@ -14,8 +14,11 @@ if (web) ort.env.wasm.numThreads = 1;
 
 // What libraries print is no answer; kept, it tells which steps of the optimizer changed a graph.
 let printed = [];
+const send = fs.writeSync;
+const keep = (...words) => printed.push(words.join(' '));
+fs.writeSync = (_, text) => keep(text); // WebAssembly prints by it
+console.log = console.debug = console.info = console.warn = console.error = keep;
 if (web) ort.env.logLevel = 'verbose';
-console.log = console.debug = console.info = console.warn = console.error = (...words) => printed.push(words.join(' '));
 
 const VIEWS = {
   float64: Float64Array, float32: Float32Array, float16: Uint16Array, int64: BigInt64Array, uint64: BigUint64Array,
@@ -48,7 +51,7 @@ function read() {
 }
 
 function writeBytes(bytes) {
-  for (let done = 0; done < bytes.length;) done += fs.writeSync(1, bytes, done);
+  for (let done = 0; done < bytes.length;) done += send(1, bytes, done);
 }
 
 function write(message, arrays = {}) {

@@ -5,15 +5,19 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from edgeqaf.protocols import Artifact, Availability, Configuration, RuntimeOptions
-from runtime_tests.onnx import levels, worker
+from runtime_tests.onnx import worker
 from runtime_tests.onnx.session import OnnxSession
+from runtime_tests.onnx.ways import all_ways
+
+WAYS = {way.configuration: way for way in all_ways()}
 
 
 class OnnxRuntime:
     """The runtime; the protocol is `edgeqaf.protocols.Runtime`."""
 
     reads: ClassVar[str | None] = "onnx"
-    configurations: ClassVar[tuple[Configuration, ...]] = levels.configurations()
+    elsewhere: ClassVar[bool] = False
+    configurations: ClassVar[tuple[Configuration, ...]] = tuple(WAYS)
 
     def availability(self, options: RuntimeOptions) -> Availability:
         """Its version, or why it cannot be imported."""
@@ -26,7 +30,7 @@ class OnnxRuntime:
     @contextmanager
     def open(self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions) -> Iterator[OnnxSession]:
         """Open the folder; the whole model is loaded when `logits` or `generate` first need it."""
-        yield levels.session(artifact.path, worker.load, configuration.name, options.threads)
+        yield WAYS[configuration].session(artifact.path, worker.load, options.threads)
 
 
 runtime = OnnxRuntime()
