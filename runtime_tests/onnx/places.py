@@ -190,7 +190,7 @@ def _arm(model: str) -> Callable[[str, Path | None], Place]:
 
     def find(name: str, folder: Path | None) -> Place:
         root, emulator = _part(folder, "aarch64"), _emulator("qemu-aarch64-static", folder)
-        python = str(root / "usr/bin/python3.11")
+        python = str(next(root.glob("usr/bin/python3.*")))
         command = (emulator, "-L", str(root / "cpu" / model), "-cpu", model, python, str(HERE / "worker.py"))
         return Place(name, command, {"PYTHONPATH": str(root / "wheels")})
 

@@ -85,7 +85,7 @@ def load(model: Union[str, bytes], setting: Setting) -> Loaded:  # noqa: UP007
     return Loaded(session)
 
 
-def write(stream: BinaryIO, message: Mapping[str, Any], arrays: Optional[Arrays] = None) -> None:  # noqa: UP007, UP045
+def write(stream: BinaryIO, message: Mapping[str, Any], arrays: Optional[Arrays] = None) -> None:  # noqa: UP045
     """Send one message."""
     whole = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in (arrays or {}).items()}
     listed = [[name, a.dtype.name, list(a.shape)] for name, a in whole.items()]
@@ -96,7 +96,7 @@ def write(stream: BinaryIO, message: Mapping[str, Any], arrays: Optional[Arrays]
     stream.flush()
 
 
-def read(stream: BinaryIO) -> Optional[Tuple[Dict[str, Any], Arrays]]:  # noqa: UP006, UP007, UP045
+def read(stream: BinaryIO) -> Optional[Tuple[Dict[str, Any], Arrays]]:  # noqa: UP006, UP045
     """Receive one message, or None at the end of the stream."""
     start = stream.read(LENGTH.size)
     if len(start) < LENGTH.size:
