@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint matrix kits consumers bench-methods clean
+.PHONY: demo test lint matrix kits consumers places bench-methods clean
 
 demo: .venv/ready
 	$(BIN)/edgeqaf demo
@@ -42,6 +42,10 @@ consumers: .venv/optimum/ready .venv/genai/ready
 	$(PYTHON) -m venv .venv/genai
 	.venv/genai/bin/pip install --disable-pip-version-check -q -c $< onnxruntime-genai
 	@touch $@
+
+# ONNX Runtime elsewhere: other versions, x86 and ARM levels, WebAssembly, Node, WebGPU, OpenVINO; about 1 GB.
+places: .venv/ready
+	sh runtime_tests/onnx/fetch_places.sh $(BIN)/python .venv/places
 
 # Hours: every tuning method on every task. It goes on from what is recorded, and where it was stopped.
 bench-methods: .venv/ready

@@ -69,9 +69,31 @@ def test_file_rung_names_every_defect_and_nothing_else(seeded: tuple[Artifact, Q
 
 def test_weights_and_kernels_name_every_defect(seeded: tuple[Artifact, QModel, dict[str, str]]) -> None:
     """In every configuration of every runtime that reads the format, and has kernels for the grid."""
+    artifact, _, _ = seeded
+    found = {name: plugins.find("runtimes", name).reads for name in ladder.at_home()}
+    reached = climbers_that_name_every_defect(seeded, list(found), OPTIONS)
+    assert reached == {name for name, reads in found.items() if reads in (None, artifact.format)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in plugins.names("runtimes") if n not in ladder.at_home()])
+@pytest.mark.parametrize("seeded", [("onnx", grid) for grid in ("q4_0", "q4_1", "q8_0")], indirect=True)
+def test_weights_and_kernels_name_every_defect_elsewhere(
+    name: str, seeded: tuple[Artifact, QModel, dict[str, str]], places: Path
+) -> None:
+    options = RuntimeOptions(places=places)
+    if (absent := plugins.find("runtimes", name).availability(options)).version is None:
+        pytest.skip(absent.reason)
+    assert climbers_that_name_every_defect(seeded, [name], options) == {name}
+
+
+def climbers_that_name_every_defect(
+    seeded: tuple[Artifact, QModel, dict[str, str]], names: list[str], options: RuntimeOptions
+) -> set[str]:
+    """The runtimes that climbed; each of their rungs named the tensors with a defect and no other."""
     artifact, base, defects = seeded
     reached = set()
-    for job in ladder.jobs(artifact, dict(base.quantized()), plugins.names("runtimes"), OPTIONS):
+    for job in ladder.jobs(artifact, dict(base.quantized()), names, options):
         assert isinstance(job, ladder.Job), job
         try:
             weights, kernels = ladder.climb(job).checks
@@ -83,8 +105,7 @@ def test_weights_and_kernels_name_every_defect(seeded: tuple[Artifact, QModel, d
             assert {name: defects.get(name) for name in rung.wrong} == defects, (rung.rung, rung.subject)
             assert rung.first is not None
             assert rung.first.tensor == min(defects)
-    found = {name: plugins.find("runtimes", name).reads for name in plugins.names("runtimes")}
-    assert reached == {name for name, reads in found.items() if reads in (None, artifact.format)}
+    return reached
 
 
 def test_a_sound_artifact_passes(tiny_base: Path, tmp_path: Path) -> None:

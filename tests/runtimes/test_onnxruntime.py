@@ -20,7 +20,7 @@ from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, 
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import compare_bits
 from edgeqaf.source import FloatModel
-from runtime_tests.runtimes.onnxruntime import OnnxRuntimeSession
+from runtime_tests.onnx import worker
 
 RUNTIME = plugins.find("runtimes", "onnxruntime")
 EXPORTER = plugins.find("exporters", RUNTIME.reads)
@@ -171,16 +171,7 @@ def test_argmax_is_that_of_pytorch(session: Session, storyteller: Artifact, conf
 @pytest.mark.parametrize("level", ["1", "4"])
 def test_the_whole_model_runs_by_fused_kernels(storyteller: Artifact, level: str, tmp_path: Path):
     """The sub-models that `linear` cuts out are fused; so is every linear of the model they come from."""
-    import onnx
-
-    OnnxRuntimeSession(storyteller.path, level, 1)._session(
-        storyteller.path / "model.onnx", tmp_path / "optimized.onnx"
-    )
-    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
-    kernels = [
-        next(a.i for a in n.attribute if a.name == "accuracy_level") for n in nodes if n.op_type == "MatMulNBits"
-    ]
-    assert kernels == [int(level)] * len(list(storyteller.quantized()))
+    assert fused(storyteller, level, "accuracy_level", tmp_path) == [int(level)] * len(list(storyteller.quantized()))
 
 
 @pytest.mark.parametrize("grid", ["q3_0", "q2_0"])
@@ -200,16 +191,17 @@ def test_a_grid_of_few_bits_runs_as_its_twin_among_the_codes_of_q4_0(grid: str, 
     for configuration in RUNTIME.configurations[1:]:
         with RUNTIME.open(few, configuration, OPTIONS) as session:
             assert np.isfinite(session.logits(ids)).all()
-    assert fused_bits(few, "1", tmp_path) == [4 if grid == "q3_0" else 2] * len(twins)
+    assert fused(few, "1", "bits", tmp_path) == [4 if grid == "q3_0" else 2] * len(twins)
 
 
-def fused_bits(artifact: Artifact, level: str, folder: Path) -> list[int]:
-    """The width of each fused kernel in the whole model as ONNX Runtime optimizes it."""
+def fused(artifact: Artifact, level: str, attribute: str, folder: Path) -> list[int]:
+    """An attribute of each fused kernel in the whole model as ONNX Runtime optimizes it."""
     import onnx
 
-    OnnxRuntimeSession(artifact.path, level, 1)._session(artifact.path / "model.onnx", folder / "optimized.onnx")
+    config = {"session.qdq_matmulnbits_accuracy_level": level}
+    worker.load(str(artifact.path / "model.onnx"), {"config": config, "optimized": str(folder / "optimized.onnx")})
     nodes = onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node
-    return [next(a.i for a in n.attribute if a.name == "bits") for n in nodes if n.op_type == "MatMulNBits"]
+    return [next(a.i for a in n.attribute if a.name == attribute) for n in nodes if n.op_type == "MatMulNBits"]
 
 
 def test_generation_is_the_argmax_chain_without_a_cache(session: Session):

@@ -143,3 +143,9 @@ def cut(whole: Any, nodes: Sequence[Any], inputs: list[Any], outputs: list[Any],
 
     graph = helper.make_graph(nodes, "cut", inputs, outputs, initializers)
     return helper.make_model(graph, opset_imports=whole.opset_import, ir_version=whole.ir_version)
+
+
+def data_files(model: Any) -> list[str]:
+    """Names of the files that hold a model's tensors, relative to its folder."""
+    stored = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return sorted({entry.value for entry in stored if entry.key == "location"})
