@@ -4,7 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint matrix kits bench-methods clean
+.PHONY: demo test lint matrix kits consumers places bench-methods clean
 
 demo: .venv/ready
 	$(BIN)/edgeqaf demo
@@ -29,6 +29,23 @@ kits: .venv/ready
 	cd .venv/kits && npm pack --silent @node-llama-cpp/linux-x64@3.22.1
 	cd .venv/kits && echo "$(KIT_SHA256)  node-llama-cpp-$(KIT).tgz" | sha256sum --check --quiet
 	cd .venv/kits && tar xzf node-llama-cpp-$(KIT).tgz
+
+# What else loads our ONNX folders, each in an environment of its own: optimum needs an older transformers than edgeqaf.
+consumers: .venv/optimum/ready .venv/genai/ready
+
+.venv/optimum/ready: tests/consumers/optimum.txt
+	$(PYTHON) -m venv .venv/optimum
+	.venv/optimum/bin/pip install --disable-pip-version-check -q -c $< 'optimum-onnx[onnxruntime]'
+	@touch $@
+
+.venv/genai/ready: constraints.txt
+	$(PYTHON) -m venv .venv/genai
+	.venv/genai/bin/pip install --disable-pip-version-check -q -c $< onnxruntime-genai
+	@touch $@
+
+# ONNX Runtime elsewhere: other versions, x86 and ARM levels, WebAssembly, Node, WebGPU, OpenVINO; about 1 GB.
+places: .venv/ready
+	sh runtime_tests/onnx/fetch_places.sh $(BIN)/python .venv/places
 
 # Hours: every tuning method on every task. It goes on from what is recorded, and where it was stopped.
 bench-methods: .venv/ready

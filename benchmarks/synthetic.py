@@ -93,7 +93,8 @@ def companions(folder: Path, shape: str) -> dict[str, Any]:
     """config.json and tokenizer.json; returns the config."""
     layers, hidden, inner, heads, kv_heads, vocabulary = SHAPES[shape]
     config = {
-        "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "intermediate_size": inner, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
         "bos_token_id": 0, "eos_token_id": 0,

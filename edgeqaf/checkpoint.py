@@ -24,6 +24,7 @@ from edgeqaf.companions import CONFIG, QUANTIZATION, companions_digest, copy_com
 from edgeqaf.console import progress
 from edgeqaf.digest import FLOAT32, Tensor, merkle_root, tensor_digest
 from edgeqaf.errors import Refused
+from edgeqaf.exportoptions import ExportOptions
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.qtensor import QTensor
 from edgeqaf.runs import Outlined, digests, kind_of, rows_of
@@ -43,17 +44,14 @@ class QModel:
     tensors:  logical name -> tensor; loaded one at a time when the model is on disk.
     folder:   where the companion files (config, tokenizer) are.
     manifest: the parsed ``edgeqaf.json``; empty for a model not yet saved.
-    tokenizer_from: a file in the format to be exported, whose tokenizer to take instead of the folder's.
-    split_max_bytes: the largest file to export into, where the format can be split over several; None: one file, or
-        the split that the model came as.
+    asked:    what is asked of its export.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     folder: Path
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    tokenizer_from: Path | None = None
-    split_max_bytes: int | None = None
+    asked: ExportOptions = field(default_factory=ExportOptions)
 
     @property
     def root(self) -> str:

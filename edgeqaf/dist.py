@@ -164,7 +164,7 @@ def _receipt(model: QModel, artifacts: Mapping[str, str], part: Path) -> dict[st
     kept = {key: model.manifest[key] for key in ("parent", "tensors", "witness", "layers") if key in model.manifest}
     return {
         "format": FORMAT, "kind": "dist", "root": model.root, **kept,
-        "artifacts": dict(artifacts),
+        "artifacts": dict(artifacts), "asked": model.asked.recorded(artifacts),
         "files": {str(p.relative_to(part)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files},
         "tool": {"edgeqaf": __version__},
     }  # fmt: skip

@@ -154,4 +154,7 @@ Config = Annotated[
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option(help="Where PyTorch computes; auto: on a GPU if there is one.")
 ]
+PlacesFolder = Annotated[
+    Path | None, typer.Option("--places", help="Folder with runtimes that are elsewhere, as `make places` fetches it.")
+]
 LlamaLib = Annotated[Path | None, typer.Option("--llama-lib", help="Folder with libllama to use for llama.cpp.")]

@@ -164,11 +164,17 @@ class Availability:
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What the user says about runtimes: a folder with libllama, the thread count, and where PyTorch runs."""
+    """What the user says about runtimes.
+
+    llama_lib: folder with libllama.
+    device:    where PyTorch runs.
+    places:    folder with the runtimes that are elsewhere (`Runtime.elsewhere`).
+    """
 
     llama_lib: Path | None = None
     threads: int = 1
     device: str = "cpu"
+    places: Path | None = None
 
 
 class Session(Protocol):
@@ -200,6 +206,9 @@ class Runtime(Protocol):
     """The artifact format it loads: an exporter's registry key; None if it takes the integers of any."""
 
     configurations: ClassVar[tuple[Configuration, ...]]
+
+    elsewhere: ClassVar[bool]
+    """Whether it is outside this environment, and asked only if the user says where (`RuntimeOptions.places`)."""
 
     def availability(self, options: RuntimeOptions) -> Availability:
         """Whether it can run here; must not raise."""

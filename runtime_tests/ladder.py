@@ -54,6 +54,11 @@ class Outcome:
     key: Mapping[str, str] = field(default_factory=dict)
 
 
+def at_home() -> list[str]:
+    """The runtimes of this environment: all but those that must be looked for elsewhere."""
+    return [name for name in plugins.names("runtimes") if not plugins.find("runtimes", name).elsewhere]
+
+
 def check_file(artifact: Artifact, digests: Mapping[str, str]) -> Check:
     """R0: the artifact holds exactly the tensors whose digests the receipt names."""
     found = artifact.digests()

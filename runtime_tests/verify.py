@@ -110,8 +110,8 @@ def require(report: VerificationReport, wanted: Sequence[str]) -> None:
             _require_rung(report, item.upper())
             continue
         name = plugins.resolve("runtimes", item)
-        absent = [c for c in report.absent if c.subject.startswith(name)]
-        if absent or not any(c.subject.startswith(name) for c in report.checks):
+        absent = [c for c in report.absent if c.subject.split()[0] == name]
+        if absent or not any(c.subject.split()[0] == name for c in report.checks):
             detail = absent[0].detail if absent else "nothing in this folder is for it, or --runtime left it out"
             raise RuntimeAbsent(f"{name} is required but absent: {detail}", "install it, or drop it from --require")
 
@@ -157,10 +157,10 @@ def _against_witness(artifact: Artifact, recorded: Mapping[str, Any], outcome: l
     return Check("R4", subject, verdict, prompts, values, 0 if same else values, "logits", detail)
 
 
-def parse_runtimes(text: str | None) -> list[str]:
-    """Registry keys named by ``--runtime a,b``; all of them when it is not given."""
+def parse_runtimes(text: str | None, elsewhere: bool) -> list[str]:
+    """Registry keys named by ``--runtime a,b``; when it is not given all of them, those elsewhere if asked for."""
     if text is None:
-        return plugins.names("runtimes")
+        return plugins.names("runtimes") if elsewhere else ladder.at_home()
     found = [plugins.resolve("runtimes", name.strip()) for name in text.split(",") if name.strip()]
     if not found:
         raise UsageError("--runtime names no runtime", f"known: {', '.join(plugins.names('runtimes'))}")

@@ -37,6 +37,15 @@ def libllama() -> Path:
 
 
 @pytest.fixture(scope="session")
+def places() -> Path:
+    """The folder of runtimes that are elsewhere, as `make places` fetches it."""
+    folder = CHECKOUT / ".venv" / "places"
+    if not folder.is_dir():
+        pytest.skip(f"no runtimes elsewhere at {folder}: make places")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random bfloat16 Llama in the Hugging Face layout, tied head, with storyteller-6m's tokenizer; read-only."""
     folder = tmp_path_factory.mktemp("tiny_float_model")

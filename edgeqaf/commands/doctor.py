@@ -4,7 +4,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from edgeqaf.options import Json, LlamaLib
+from edgeqaf.options import Json, LlamaLib, PlacesFolder
 
 PACKAGES = (
     "numpy", "torch", "transformers", "accelerate", "safetensors", "tokenizers", "peft",
@@ -12,7 +12,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def command(llama_lib: LlamaLib = None, json: Json = False) -> None:
+def command(llama_lib: LlamaLib = None, places: PlacesFolder = None, json: Json = False) -> None:
     """List packages, runtimes, memory and disk, and say what is missing."""
     import os
     import platform
@@ -28,7 +28,7 @@ def command(llama_lib: LlamaLib = None, json: Json = False) -> None:
     runtimes = {}
     for name in plugins.names("runtimes"):
         runtime: Runtime = plugins.find("runtimes", name)
-        available = runtime.availability(RuntimeOptions(llama_lib))
+        available = runtime.availability(RuntimeOptions(llama_lib, places=places))
         runtimes[name] = {"version": available.version, "reason": available.reason, "reads": runtime.reads}
     rows = [(n, r["version"] or f"absent: {r['reason']}", r["reads"] or "any artifact") for n, r in runtimes.items()]
     table("Runtimes", ("runtime", "version", "reads"), rows)

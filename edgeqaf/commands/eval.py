@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeqaf.options import Device, Json, LlamaLib, claim_report, listed, place
+from edgeqaf.options import Device, Json, LlamaLib, PlacesFolder, claim_report, listed, place
 
 if TYPE_CHECKING:
     from edgeqaf.scoring import Subject
@@ -49,6 +49,7 @@ def command(
         Path | None, typer.Option("--output", "-o", help="Write the score, with every answer, as JSON.")
     ] = None,
     llama_lib: LlamaLib = None,
+    places: PlacesFolder = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")] = 1,
     device: Device = "auto",
     json: Json = False,
@@ -65,7 +66,7 @@ def command(
     if (data is None) == (tasks is None):
         raise UsageError("--data and --tasks are the two things to score on", "pass one of them")
     _require_useful(tasks, metric=metric, stride=stride, columns=columns, shots=shots)
-    options = RuntimeOptions(llama_lib, threads, place(device))
+    options = RuntimeOptions(llama_lib, threads, place(device), places)
     folder = {"base": base, "requantize": requantize, "runtime": runtime, "configuration": configuration, "lora": lora}
     if data is not None:
         found, kept = _on_data(model, folder, options, data, columns, rows, metric, max_length or WINDOW, stride)

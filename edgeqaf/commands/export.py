@@ -1,18 +1,27 @@
 """export: write the integers into the files that devices load."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeqaf.exportoptions import Activations, Form, Profile
 from edgeqaf.options import DryRun, Force, Json, Output, claim
 
 if TYPE_CHECKING:  # the command line answers before numpy is loaded
     from edgeqaf.checkpoint import QModel
 
 
+# Parameters of the command that bear on one format alone.
+BELONGS = {"tokenizer_from": "gguf", "split_max_size": "gguf"} | dict.fromkeys(
+    ("profile", "accuracy_level", "form", "activations"), "onnx"
+)
+SPELLED = {"gguf": "GGUF", "onnx": "ONNX"}
+
+
 def command(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="Model folder made by merge (or quantize).")],
     output: Output,
     format: Annotated[str, typer.Option("--format", help="Formats, comma-separated: gguf, onnx.")] = "gguf,onnx",
@@ -24,6 +33,20 @@ def command(
         str | None,
         typer.Option(help="Split GGUF over files of this size at most, 500M or 2G, as llama.cpp's gguf-split does."),
     ] = None,
+    profile: Annotated[
+        Profile,
+        typer.Option(help="ONNX: transformers' program, fused by runtimes (everyday); equal bits everywhere (exact)."),
+    ] = "everyday",
+    accuracy_level: Annotated[
+        int,
+        typer.Option(min=0, max=4, help="ONNX: of ONNX Runtime's low-bit kernels; at 4 they round activations."),
+    ] = 1,
+    form: Annotated[
+        Form, typer.Option(help="ONNX: quantized linears in standard operators (qdq), or in ONNX Runtime's own.")
+    ] = "qdq",
+    activations: Annotated[
+        Activations, typer.Option(help="ONNX: int8 rounds what enters a quantized linear, whatever the runtime.")
+    ] = "float",
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -33,15 +56,14 @@ def command(
 
     from edgeqaf import checkpoint, dist, plugins
     from edgeqaf.console import emit, say
-    from edgeqaf.errors import UsageError
+    from edgeqaf.exportoptions import ExportOptions, OnnxOptions
     from edgeqaf.serving import serving
 
     formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
-    for flag, given in {"--tokenizer-from": tokenizer_from, "--split-max-size": split_max_size}.items():
-        if given is not None and "gguf" not in formats:
-            raise UsageError(f"{flag} is for GGUF, and --format is {format}", "drop one of the two")
+    _require_formats(context, formats, format)
     limit = None if split_max_size is None else _bytes(split_max_size)
-    folder = replace(checkpoint.load(model), tokenizer_from=tokenizer_from, split_max_bytes=limit)
+    asked = ExportOptions(tokenizer_from, limit, OnnxOptions(profile, accuracy_level, form, activations))
+    folder = replace(checkpoint.load(model), asked=asked)
     sizes = dist.plan(folder, formats)
     if dry_run:
         _show_plan(folder, sizes, json)
@@ -57,6 +79,17 @@ def command(
     say(f"next: edgeqaf verify {output}")
     if json:
         emit({"output": str(output)} | {key: receipt[key] for key in ("root", "artifacts", "files")})
+
+
+def _require_formats(context: typer.Context, formats: Sequence[str], format: str) -> None:
+    """UsageError for a flag of a format that is not asked for."""
+    from edgeqaf.errors import UsageError
+
+    for name, belongs in BELONGS.items():
+        source = context.get_parameter_source(name)
+        if belongs not in formats and source is not None and source.name != "DEFAULT":
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} is for {SPELLED[belongs]}, and --format is {format}", "drop one of the two")
 
 
 def _show_plan(model: "QModel", sizes: Mapping[str, int], json: bool) -> None:

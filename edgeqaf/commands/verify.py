@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from edgeqaf.options import Json, LlamaLib, claim_report
+from edgeqaf.options import Json, LlamaLib, PlacesFolder, claim_report
 
 
 def command(
@@ -14,6 +14,7 @@ def command(
     require: Annotated[str | None, typer.Option(help="Rungs or runtimes that must be reached: R2,llama.cpp")] = None,
     against: Annotated[Path | None, typer.Option(help="Hold runtimes against this model folder.")] = None,
     llama_lib: LlamaLib = None,
+    places: PlacesFolder = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads each runtime may use.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON report; default DIST/verify.json.")
@@ -30,12 +31,13 @@ def command(
     from runtime_tests import verify as verification
 
     target = output or dist / "verify.json"
-    names = verification.parse_runtimes(runtime)
+    names = verification.parse_runtimes(runtime, elsewhere=places is not None)
     opened = open_dist(dist)
     claim_report(target, "checks")
     expected = dict(checkpoint.load(against).quantized()) if against else None
     with progress("verify", verification.steps(opened, names)) as advance:
-        report = verification.verify(opened, names, RuntimeOptions(llama_lib, threads), advance, expected)
+        options = RuntimeOptions(llama_lib, threads, places=places)
+        report = verification.verify(opened, names, options, advance, expected)
     verification.show(report)
     result = {"root": opened.receipt["root"], **report.as_json()}
     with staged(target, force=True) as part:

@@ -113,9 +113,9 @@ def _planned(model: QModel) -> Planned:
     """The files of a model, in the frame of those it came from if it came from any and still has their grids."""
     if not (model.folder / FRAME).is_file():
         return Fresh(model)
-    if model.tokenizer_from is not None:
+    if model.asked.tokenizer_from is not None:
         raise Refused(
-            f"the model came as a GGUF file, whose tokenizer it keeps, not that of {model.tokenizer_from}",
+            f"the model came as a GGUF file, whose tokenizer it keeps, not that of {model.asked.tokenizer_from}",
             "leave --tokenizer-from out",
         )
     return Frame(model)

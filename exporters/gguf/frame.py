@@ -69,8 +69,8 @@ class Frame:
         self._require_grids({name: grid for name, (grid, _) in model.outline().items()})
         self.parts: Sequence[Part] = (
             [Part(h, [*c.tensors.values()], c.seen.size) for h, c in zip(headers, contents, strict=True)]
-            if model.split_max_bytes is None
-            else _anew(self._files, model.split_max_bytes)
+            if model.asked.split_max_bytes is None
+            else _anew(self._files, model.asked.split_max_bytes)
         )
 
     def put(self, file: BinaryIO, info: TensorInfo) -> None:

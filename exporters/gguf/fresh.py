@@ -49,14 +49,14 @@ class Fresh:
             if grid in CARRIERS:
                 weights[CARRIERS[grid].layout.file_type] += prod(shape)
         metadata = model_metadata(family, model.config, weights.most_common(1)[0][0] if weights else F32_FILE)
-        donor = model.tokenizer_from
+        donor = model.asked.tokenizer_from
         metadata |= (
             borrowed_tokenizer(donor, model.folder, sizes.vocab)
             if donor
             else tokenizer_metadata(model.folder, model.config, sizes.vocab)
         )
         metadata |= _carried((place.stored, outline[place.logical][0]) for place in places)
-        self.parts = lay_out(metadata, entries, model.split_max_bytes, sealed=sealed)
+        self.parts = lay_out(metadata, entries, model.asked.split_max_bytes, sealed=sealed)
 
     def put(self, file: BinaryIO, info: TensorInfo) -> None:
         """Write one tensor, by runs of rows."""

@@ -5,17 +5,16 @@ from typing import Any
 
 from exporters.onnx.trace import Traced
 
-# Activations stay float32. Without this entry ONNX Runtime rounds them to 8 bits (level 4).
-ACCURACY_LEVEL = {"session.qdq_matmulnbits_accuracy_level": "1"}
+ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"  # ONNX Runtime's default is 4: activations of 8 bits
 
 
 def genai_config(
-    config: Mapping[str, Any], generation: Mapping[str, Any], traced: Traced, model: str
+    config: Mapping[str, Any], generation: Mapping[str, Any], traced: Traced, model: str, level: int
 ) -> dict[str, Any]:
     """The configuration for the decoder file ``model``, from config.json and generation_config.json.
 
-    The cache is not shared between past and present: our graph concatenates, as transformers does. Nothing is
-    said of sliding windows: the graph masks what they leave out, and the cache is whole.
+    level: the accuracy level. The cache is not shared between past and present: our graph concatenates, as
+    transformers does. Nothing is said of sliding windows: the graph masks what they leave out, and the cache is whole.
     """
     tokens = {key: generation.get(key, config.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     end = tokens["eos_token_id"]
@@ -23,7 +22,7 @@ def genai_config(
         tokens["pad_token_id"] = end[0] if isinstance(end, list) else end
     context = config["max_position_embeddings"]
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **ACCURACY_LEVEL},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], ACCURACY_LEVEL: str(level)},
         "filename": model,
         "head_size": traced.head_dim,
         "hidden_size": config["hidden_size"],

@@ -6,26 +6,28 @@ is quantized (`linear`).
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from edgeqaf import __version__
 from edgeqaf.errors import Refused
+from edgeqaf.exportoptions import Form, OnnxOptions
 from edgeqaf.grid import Grid
-from exporters.onnx.linear import attach, constants
-from exporters.onnx.parts import TYPES, parts, place
+from exporters.onnx.linear import MICROSOFT, Kind, attach, constants, few_bits
+from exporters.onnx.lookup import views
+from exporters.onnx.parts import Part, parts, place
+from exporters.onnx.seal import FORM, GRIDS, sealed
 from exporters.onnx.stack import at, clean, layer_of, stack
-from exporters.onnx.trace import INPUTS, OPSET, Traced
+from exporters.onnx.trace import INPUTS, OPERATORS, Traced
 
-IR_VERSION = 10
+IR_VERSION = 11
 UINT2_VERSIONS = 13, 25  # the first IR and opset with UINT2; newer forms of what we use differ in types alone
-Kind = tuple[tuple[int, ...], Grid | None]  # a tensor's shape and grid; None for float
 MODEL, DATA = "model.onnx", "model.onnx.data"
-GRIDS = "edgeqaf.grids"  # metadata key: {logical name: grid name} of the quantized tensors, as JSON
 
 
-def build(traced: Traced, tensors: Mapping[str, Kind]) -> Any:
-    """The onnx.ModelProto that runs ``tensors`` in copies of the traced layers.
+def build(traced: Traced, tensors: Mapping[str, Kind], asked: OnnxOptions) -> bytes:
+    """The file of the onnx.ModelProto that runs ``tensors`` in copies of the traced layers.
 
     Raises Refused, naming them, for tensors that the architecture lacks or that have no place in it.
     """
@@ -33,25 +35,30 @@ def build(traced: Traced, tensors: Mapping[str, Kind]) -> Any:
 
     _check_tensors(traced, tensors)
     grids = {name: grid for name, (_, grid) in sorted(tensors.items()) if grid is not None}
-    nodes = list(attach(stack(traced), grids))
+    nodes = list(attach(stack(traced), tensors, asked))
     inputs, outputs = _signature(traced)
-    initializers = [*(clean(c) for c in traced.graph.initializer), *constants(grids.values()), *_external(tensors)]
+    initializers = [
+        *(clean(c) for c in traced.graph.initializer),
+        *constants(grids.values()),
+        *_external(tensors, nodes, asked.form),
+    ]
     graph = helper.make_graph(nodes, "decoder", inputs, outputs, initializers)
-    ir, opset = versions(grids.values())
+    ir, opsets = versions(grids.values(), asked)
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", opset)],
+        opset_imports=[helper.make_opsetid(*each) for each in opsets],
         ir_version=ir,
         producer_name="edgeqaf",
         producer_version=__version__,
     )
-    helper.set_model_props(model, {GRIDS: json.dumps({n: g.name for n, g in grids.items()}, separators=(",", ":"))})
-    return model
+    entries = {GRIDS: {n: g.name for n, g in grids.items()}, FORM: asdict(asked)}
+    return sealed(model, {key: json.dumps(value, separators=(",", ":")) for key, value in entries.items()})
 
 
-def versions(grids: Iterable[Grid]) -> tuple[int, int]:
-    """IR version and opset of a model on these grids: the oldest that have its types, so that most runtimes load it."""
-    return UINT2_VERSIONS if any(TYPES[grid.bits] == "UINT2" for grid in grids) else (IR_VERSION, OPSET)
+def versions(grids: Iterable[Grid], asked: OnnxOptions) -> tuple[int, list[tuple[str, int]]]:
+    """IR version and opsets of a model on these grids: the oldest with its types, so that most runtimes load it."""
+    ir, opset = UINT2_VERSIONS if few_bits(grids, asked) else (IR_VERSION, OPERATORS)
+    return ir, [("", opset), *([(MICROSOFT, 1)] if asked.form == "matmulnbits" else [])]
 
 
 def _check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
@@ -69,18 +76,30 @@ def _check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
             raise Refused(f"{name}: shape {tensors[name][0]}, config.json makes it {shape}", "check config.json")
 
 
-def _external(tensors: Mapping[str, Kind]) -> Iterator[Any]:
+def _external(tensors: Mapping[str, Kind], nodes: Sequence[Any], form: Form) -> Iterator[Any]:
     """Initializers of all weights, their bytes at their places in the data file."""
     from onnx import TensorProto
 
-    stored = [part for name, (shape, grid) in tensors.items() for part in parts(name, shape, grid)]
+    read = {value for node in nodes for value in node.input}
+    stored = [part for name, (shape, grid) in tensors.items() for part in parts(name, shape, grid, form)]
     offsets, _ = place(stored)
-    for part in sorted(stored, key=lambda p: p.name):
+    for part, home in declared(tensors, stored, read, form):
         tensor = TensorProto(name=part.name, dims=part.shape, data_type=TensorProto.DataType.Value(part.type))
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", DATA), ("offset", offsets[part.name]), ("length", part.nbytes)):
+        for key, value in (("location", DATA), ("offset", offsets[home.name]), ("length", part.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
         yield tensor
+
+
+def declared(
+    tensors: Mapping[str, Kind], stored: Sequence[Part], read: Container[str], form: Form
+) -> list[tuple[Part, Part]]:
+    """(initializer, part whose bytes it names): every part, and the second names of what is looked up."""
+    found = [(part, part) for part in stored]
+    for name, kind in tensors.items():
+        if f"{name}.bytes" in read:
+            found += views(name, kind, form)
+    return sorted(found, key=lambda each: each[0].name)
 
 
 def _signature(traced: Traced) -> tuple[list[Any], list[Any]]:

@@ -1,6 +1,6 @@
 """How one logical tensor is stored: its parts, and where each lies in the data file.
 
-A float tensor is one float32 part under its own name, [out, in]. A quantized one is transposed,
+A float tensor is one float32 part under its own name, [out, in]. A quantized one, in the form ``qdq``, is transposed,
 since ONNX Runtime fuses ``DequantizeLinear(axis=0) -> MatMul`` only for weights stored [in, out]:
 
     NAME.codes       UINT2, UINT4 or INT8   [in, out]           the stored integers, unchanged
@@ -8,43 +8,54 @@ since ONNX Runtime fuses ``DequantizeLinear(axis=0) -> MatMul`` only for weights
     NAME.zero_point  like codes             [in / block, out]   always explicit
     NAME.offset      FLOAT                  [in / block, out]   grids with a float zero: that zero, unchanged
 
-Codes of 3 bits are stored as UINT4; the values mean the same, and reading back refuses one beyond 7.
+In the form ``matmulnbits`` it lies as ONNX Runtime's operator takes it, an output's weights together:
+
+    NAME.codes       UINT8   [out, in / block, block * bits / 8]   codes of 8 bits plus 128
+    NAME.scale       FLOAT   [out, in / block]
+    NAME.zero_point  UINT8   [out, in / block * bits / 8]          a row's last byte filled up with zeros
+    NAME.offset      FLOAT   [out, in / block]
+
+Codes of 3 bits are stored in 4; the values mean the same, and reading back refuses one beyond 7.
 Two 4-bit or four 2-bit values share a byte, earlier ones in lower bits. Parts lie in the order of
 their names, each at the next multiple of 64 bytes, with zeros between.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgeqaf.digest import Tensor
-from edgeqaf.errors import Refused
+from edgeqaf.exportoptions import Form
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.packing import WIDTHS, pack_codes, unpack_codes
+from edgeqaf.packing import WIDTHS
 from edgeqaf.protocols import StoredAs
-from edgeqaf.qtensor import QTensor, check
 
 ALIGNMENT = 64
 BLOCKS = (16, 32, 64, 128, 256)  # the block sizes that ONNX Runtime fuses to MatMulNBits
 TYPES = {2: "UINT2", 3: "UINT4", 4: "UINT4", 8: "INT8"}  # bits of a grid's code -> type of its tensors
-BITS = {"FLOAT": 32, "INT8": 8, "UINT4": 4, "UINT2": 2}
+BITS = {"FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT4": 4, "UINT2": 2}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One initializer. type is the name of an onnx.TensorProto data type."""
+    """One initializer. type is the name of an onnx.TensorProto data type; across: logical rows are its columns."""
 
     name: str
     type: str
     shape: tuple[int, ...]
+    across: bool = False
 
     @property
     def nbytes(self) -> int:
         return -(-math.prod(self.shape) * BITS[self.type] // 8)
+
+    @property
+    def lanes(self) -> int:
+        """How many logical rows share a byte, as many next to each other as it holds; 1 where `loose`."""
+        return 1 if self.loose or not self.across else max(1, 8 // BITS[self.type])
+
+    @property
+    def loose(self) -> bool:
+        """Whether a byte holds the end of one of its rows and the beginning of the next."""
+        return bool(self.across and self.shape[-1] * BITS[self.type] % 8)
 
 
 def refuses(grid: Grid) -> str | None:
@@ -76,18 +87,27 @@ def zero_point(grid: Grid) -> int:
     return (grid.lo + grid.hi + 1) // 2 if grid.zero is Zero.OFFSET else grid.centre
 
 
-def parts(name: str, shape: tuple[int, ...], grid: Grid | None) -> list[Part]:
+def parts(name: str, shape: tuple[int, ...], grid: Grid | None, form: Form = "qdq") -> list[Part]:
     """The parts that store a tensor of logical ``shape``; grid is None for a float tensor."""
     if grid is None:
         return [Part(name, "FLOAT", shape)]
     out, inputs = shape
-    codes, blocks = TYPES[grid.bits], (inputs // grid.block, out)
+    blocks, across = inputs // grid.block, form == "qdq"
+    each = (blocks, out) if across else (out, blocks)
+    if across:
+        codes = points = TYPES[grid.bits]
+        held: tuple[int, ...] = (inputs, out)
+        pointed = each
+    else:
+        codes = points = "UINT8"
+        width = WIDTHS[grid.bits]
+        held, pointed = (out, blocks, grid.block * width // 8), (out, -(-blocks * width // 8))
     stored = [
-        Part(f"{name}.codes", codes, (inputs, out)),
-        Part(f"{name}.scale", "FLOAT", blocks),
-        Part(f"{name}.zero_point", codes, blocks),
+        Part(f"{name}.codes", codes, held, across),
+        Part(f"{name}.scale", "FLOAT", each, across),
+        Part(f"{name}.zero_point", points, pointed, across),
     ]
-    return [*stored, Part(f"{name}.offset", "FLOAT", blocks)] if grid.zero is Zero.OFFSET else stored
+    return [*stored, Part(f"{name}.offset", "FLOAT", each, across)] if grid.zero is Zero.OFFSET else stored
 
 
 def place(stored: list[Part]) -> tuple[dict[str, int], int]:
@@ -97,59 +117,3 @@ def place(stored: list[Part]) -> tuple[dict[str, int], int]:
         offsets[part.name] = -(-end // ALIGNMENT) * ALIGNMENT
         end = offsets[part.name] + part.nbytes
     return offsets, end
-
-
-def pack(name: str, tensor: Tensor) -> Iterator[tuple[Part, NDArray[np.uint8]]]:
-    """Each part of ``tensor`` with its bytes."""
-    grid = tensor.grid if isinstance(tensor, QTensor) else None
-    stored = parts(name, tuple(int(n) for n in tensor.shape), grid)
-    for part, values in zip(stored, _values(tensor), strict=True):
-        if part.type == "FLOAT":
-            yield part, np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
-        else:
-            assert grid is not None
-            flat = values.reshape(1, -1)
-            whole = np.pad(flat, ((0, 0), (0, -flat.size % (8 // WIDTHS[grid.bits]))))  # the last byte too
-            yield part, pack_codes(whole, grid).reshape(-1)
-
-
-def _values(tensor: Tensor) -> Iterator[NDArray[Any]]:
-    if not isinstance(tensor, QTensor):
-        yield tensor
-        return
-    yield tensor.codes.T
-    yield tensor.scale.T
-    if tensor.grid.zero is Zero.CODE:
-        yield tensor.zero.T.astype(np.int8)  # type: ignore[union-attr]
-    else:
-        yield np.full(tensor.scale.T.shape, zero_point(tensor.grid), np.int8)
-    if tensor.grid.zero is Zero.OFFSET:
-        yield tensor.zero.T  # type: ignore[union-attr]
-
-
-def unpack(name: str, shape: tuple[int, ...], grid: Grid | None, read: Callable[[Part], NDArray[np.uint8]]) -> Tensor:
-    """The tensor that `pack` stored, checked to lie on its grid; ``read`` returns a part's bytes.
-
-    Raises Refused for a zero point that is not its grid's, or a value that is not finite.
-    """
-    values: Mapping[str, NDArray[Any]] = {p.name: _array(p, grid, read(p)) for p in parts(name, shape, grid)}
-    if grid is None:
-        if not np.isfinite(values[name]).all():
-            raise Refused(f"{name} holds values that are not finite", "the file is corrupt; export it again")
-        return values[name]
-    points = values[f"{name}.zero_point"]
-    if grid.zero is not Zero.CODE and (points != zero_point(grid)).any():
-        wrong = int(points[points != zero_point(grid)][0])
-        raise Refused(
-            f"{name}.zero_point holds {wrong}, {grid.name} has {zero_point(grid)} everywhere",
-            "the file is corrupt; export it again",
-        )
-    zero = {Zero.NONE: None, Zero.CODE: points.astype(np.float32), Zero.OFFSET: values.get(f"{name}.offset")}[grid.zero]
-    q = QTensor(grid, values[f"{name}.codes"].T, values[f"{name}.scale"].T, None if zero is None else zero.T)
-    return check(q, name)
-
-
-def _array(part: Part, grid: Grid | None, raw: NDArray[np.uint8]) -> NDArray[Any]:
-    if part.type == "FLOAT" or grid is None:
-        return raw.view("<f4").astype(np.float32, copy=False).reshape(part.shape)
-    return unpack_codes(raw.reshape(1, -1), grid)[0, : math.prod(part.shape)].reshape(part.shape)

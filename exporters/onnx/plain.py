@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-NAME = "edgeqaf_plain"  # of the attention, for `edgeqaf.modeling.skeleton`
+NAMES = {21: "edgeqaf_plain", 23: "edgeqaf_operator"}  # of the attention, by opset; for `edgeqaf.modeling.skeleton`
 
 
 def attend(
@@ -26,7 +26,10 @@ def attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [batch, heads, new, size], key and value [batch, kv_heads, total, size] -> [batch, new, heads, size]."""
+    """One attention: [batch, new, kv_heads, group, size], where heads are kv_heads times group.
+
+    query: [batch, heads, new, size]; key, value: [batch, kv_heads, total, size]; attention_mask: see `mask`.
+    """
     batch, heads, new, size = query.shape
     kv_heads = key.shape[1]
     rows = heads // kv_heads * new
@@ -36,6 +39,15 @@ def attend(
     scores = scores.reshape(batch, heads, new, -1) + attention_mask
     weights = torch.softmax(scores, -1).reshape(batch, kv_heads, rows, -1)
     return (weights @ value).reshape(batch, kv_heads, -1, new, size).permute(0, 3, 1, 2, 4), None
+
+
+def operate(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **more: Any
+) -> tuple[Tensor, None]:
+    """`attend` as one operator; but versions of it differ in whether a softcap comes before the mask."""
+    if more.get("softcap") is not None:
+        return attend(module, query, key, value, attention_mask, scaling, **more)
+    return torch.onnx.ops.attention(query, key, value, attention_mask, scale=scaling)[0].transpose(1, 2), None
 
 
 def mask(
@@ -79,5 +91,6 @@ def rotate_by_length(model: Any) -> None:
     rotary.register_forward_pre_hook(choose, with_kwargs=True)
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, mask)
+for opset, attention in ((21, attend), (23, operate)):
+    AttentionInterface.register(NAMES[opset], attention)
+    AttentionMaskInterface.register(NAMES[opset], mask)

@@ -6,80 +6,120 @@ gap or lie outside the file. Values are read one tensor at a time and checked as
 """
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, get_args
 
 from edgeqaf import plugins
+from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused, UsageError
+from edgeqaf.exportoptions import Activations, Form, OnnxOptions
 from edgeqaf.grid import Grid
 from edgeqaf.protocols import Stored
+from edgeqaf.runs import Outline, Rows
 from exporters.onnx import parts as layout
-from exporters.onnx.graph import DATA, GRIDS, MODEL, versions
+from exporters.onnx.graph import DATA, MODEL, declared, versions
+from exporters.onnx.linear import MICROSOFT, Kind
+from exporters.onnx.opened import AGAIN, opened
 from exporters.onnx.parts import Part
+from exporters.onnx.seal import FORM, GRIDS, SEAL, seal_fits
+from exporters.onnx.strips import InFolder, Layout
+from exporters.onnx.uses import PARTS, check_uses
 
+OPERATORS = {(MICROSOFT, "MatMulNBits")}
 MAX_MODEL_BYTES = 2**28  # the graph alone; the weights are in the data file
-AGAIN = "the artifact is damaged or was not written by edgeqaf; export it again"
 
 
 def read_back(folder: Path) -> Mapping[str, Stored]:
     """The tensors of the ONNX folder ``folder`` by logical name; raises Refused for any doubt."""
-    model = _parse(folder / MODEL)
+    model, asked = _parse(folder / MODEL)
     grids = _grids(model)
-    _check_header(model, versions(grids.values()))
+    _check_header(model, versions(grids.values(), asked))
     external = {t.name: t for t in model.graph.initializer if t.external_data or t.data_location}
     if len({t.name for t in model.graph.initializer}) != len(model.graph.initializer):
         raise Refused(f"{folder / MODEL}: an initializer is defined twice", AGAIN)
-    shapes = _shapes(external, grids)
-    stored = [part for name, shape in shapes.items() for part in layout.parts(name, shape, grids.get(name))]
-    offsets, length = layout.place(stored)
-    _check_parts(external, stored, offsets)
-    _check_uses(model.graph, shapes, grids)
+    shapes = _shapes(model, external, grids)
+    tensors: dict[str, Kind] = {name: (shape, grids.get(name)) for name, shape in shapes.items()}
+    stored = {name: layout.parts(name, *kind, asked.form) for name, kind in tensors.items()}
+    every = [part for each in stored.values() for part in each]
+    offsets, length = layout.place(every)
+    read = {value for node in model.graph.node for value in node.input}
+    known = declared(tensors, every, read, asked.form)
+    if foreign := sorted(external.keys() ^ {part.name for part, _ in known}):
+        raise Refused(f"initializer {foreign[0]} is not one of those that the tensors have", AGAIN)
+    _check_parts(external, known, offsets)
+    check_uses(model.graph, tensors, asked)
     _check_file(folder / DATA, length)
     _check_onnx(folder / MODEL)
-    return _Tensors(folder / DATA, shapes, grids, offsets)
+    return _Tensors(
+        folder / DATA,
+        {
+            name: Layout(name, *kind, stored[name], {part.name: offsets[part.name] for part in stored[name]})
+            for name, kind in tensors.items()
+        },
+    )
 
 
-def _parse(path: Path) -> Any:
+def _parse(path: Path) -> tuple[Any, OnnxOptions]:
+    """The model and how it was asked for, provided the file is as it was sealed."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    with _opened(path) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not 0 < size <= MAX_MODEL_BYTES:
             raise Refused(f"{path} has {size} bytes, not 1 to {MAX_MODEL_BYTES}", AGAIN)
         try:
-            return onnx.ModelProto.FromString(file.read())
+            model = onnx.ModelProto.FromString(raw := file.read())
         except DecodeError as error:
             raise Refused(f"{path} is not an ONNX model: {error}", AGAIN) from None
+    if any(not isinstance(text, str) for text in _texts(model)):  # as protobuf gives what is no UTF-8
+        raise Refused(f"{path} holds a name that is no text", AGAIN)
+    entries = [(p.key, p.value) for p in model.metadata_props]
+    if [key for key, _ in entries] != [GRIDS, FORM, SEAL]:
+        raise Refused(f"metadata keys {[key for key, _ in entries]}, expected {[GRIDS, FORM, SEAL]}", AGAIN)
+    if not seal_fits(raw, entries[2][1]):
+        raise Refused(f"{path} is not the file whose digest it holds", AGAIN)
+    return model, _asked(entries[1][1])
 
 
-def _opened(path: Path) -> Any:
-    """Open a regular file that is no symbolic link and has one name only."""
+def _texts(model: Any) -> Iterator[Any]:
+    """What is read of a model as text."""
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    yield from (opset.domain for opset in model.opset_import)
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+    for tensor in model.graph.initializer:
+        yield from (tensor.name, *(text for entry in tensor.external_data for text in (entry.key, entry.value)))
+
+
+def _asked(text: str) -> OnnxOptions:
+    """The options of an export that can have made such a file."""
+    import json
+
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise Refused(f"{path}: {error.strerror}", AGAIN) from None
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-        os.close(handle)
-        raise Refused(f"{path} is not a regular file of its own ({found.st_nlink} links)", AGAIN)
-    return os.fdopen(handle, "rb", buffering=0)
+        found = OnnxOptions(**json.loads(text))
+        known = found.profile == "everyday" and found.form in get_args(Form)
+        known = known and found.activations in get_args(Activations) and found.accuracy_level in range(5)
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise Refused(f"metadata {FORM}: {text[:200]}", AGAIN)
+    return found
 
 
-def _check_header(model: Any, expected: tuple[int, int]) -> None:
-    ir, opset = expected
+def _check_header(model: Any, expected: tuple[int, list[tuple[str, int]]]) -> None:
+    ir, wanted = expected
     opsets = [(o.domain, o.version) for o in model.opset_import]
-    if model.ir_version != ir or opsets != [("", opset)]:
-        raise Refused(f"IR {model.ir_version}, opsets {opsets}; expected IR {ir}, opset {opset}", AGAIN)
+    if (model.ir_version, opsets) != expected:
+        raise Refused(f"IR {model.ir_version}, opsets {opsets}; expected IR {ir}, opsets {wanted}", AGAIN)
     if model.functions or model.training_info or model.graph.sparse_initializer:
         raise Refused("the model holds functions, training info or sparse tensors", AGAIN)
     for node in model.graph.node:
-        if node.domain or any(a.HasField("g") or a.graphs for a in node.attribute):
+        if ((node.domain, node.op_type) not in OPERATORS and node.domain) or any(
+            a.HasField("g") or a.graphs for a in node.attribute
+        ):
             raise Refused(f"node {node.name} is {node.domain or 'a subgraph of'}:{node.op_type}", AGAIN)
 
 
@@ -87,11 +127,8 @@ def _grids(model: Any) -> dict[str, Grid]:
     """Logical name -> grid of the quantized tensors, from the model's metadata."""
     import json
 
-    entries = [(p.key, p.value) for p in model.metadata_props]
-    if [key for key, _ in entries] != [GRIDS]:
-        raise Refused(f"metadata keys {[key for key, _ in entries]}, expected {[GRIDS]}", AGAIN)
     try:
-        named = json.loads(entries[0][1])
+        named = json.loads(model.metadata_props[0].value)
         found: dict[str, Grid] = {name: plugins.find("grids", grid) for name, grid in named.items()}
     except (ValueError, AttributeError, UsageError) as error:
         raise Refused(f"metadata {GRIDS}: {error}", AGAIN) from None
@@ -101,26 +138,28 @@ def _grids(model: Any) -> dict[str, Grid]:
     return found
 
 
-def _shapes(external: Mapping[str, Any], grids: Mapping[str, Grid]) -> dict[str, tuple[int, ...]]:
+def _shapes(model: Any, external: Mapping[str, Any], grids: Mapping[str, Grid]) -> dict[str, tuple[int, ...]]:
     """Logical shapes, [out, in] for matrices, of the tensors that the initializers declare."""
-    owned = {part.name for name, grid in grids.items() for part in layout.parts(name, (0, 0), grid)}
-    if absent := sorted(owned - set(external)):
+    owned = {f"{name}.{part}" for name in grids for part in PARTS}
+    needed = {part.name for name, grid in grids.items() for part in layout.parts(name, (0, 0), grid)}
+    if absent := sorted(needed - set(external)):
         raise Refused(f"no initializer {absent[0]}", AGAIN)
     shapes = {name: tuple(t.dims) for name, t in external.items() if name not in owned}
-    for name in grids:
-        shapes[name] = tuple(reversed(external[f"{name}.codes"].dims))
+    for name, grid in grids.items():
+        codes, scale = (tuple(external[f"{name}.{part}"].dims) for part in ("codes", "scale"))
+        shapes[name] = codes[::-1] if len(codes) == 2 else (*codes[:1], *(n * grid.block for n in scale[1:]))
     for name, shape in shapes.items():
         if not shape or min(shape) < 1 or (name in grids and (len(shape) != 2 or not grids[name].fits(shape[1]))):
             raise Refused(f"{name} has shape {shape}", AGAIN)
     return {name: shapes[name] for name in sorted(shapes)}
 
 
-def _check_parts(external: Mapping[str, Any], stored: list[Part], offsets: Mapping[str, int]) -> None:
+def _check_parts(external: Mapping[str, Any], known: list[tuple[Part, Part]], offsets: Mapping[str, int]) -> None:
     from onnx import TensorProto
 
-    for part in stored:
+    for part, home in known:
         tensor = external[part.name]
-        wanted = {"location": DATA, "offset": str(offsets[part.name]), "length": str(part.nbytes)}
+        wanted = {"location": DATA, "offset": str(offsets[home.name]), "length": str(part.nbytes)}
         found = {entry.key: entry.value for entry in tensor.external_data}
         if found != wanted or len(tensor.external_data) != len(wanted) or tensor.data_location != TensorProto.EXTERNAL:
             raise Refused(f"{part.name} is stored at {found}, expected {wanted}", AGAIN)
@@ -129,32 +168,8 @@ def _check_parts(external: Mapping[str, Any], stored: list[Part], offsets: Mappi
             raise Refused(f"{part.name} is {declared}, expected {(part.type, part.shape)}", AGAIN)
 
 
-def _check_uses(graph: Any, shapes: Mapping[str, tuple[int, ...]], grids: Mapping[str, Grid]) -> None:
-    """Each quantized tensor is dequantized once, by its own parts, and feeds one MatMul."""
-    from onnx import helper
-
-    users: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for value in set(node.input):
-            users.setdefault(value, []).append(node)
-    for name in shapes:
-        if name not in grids:
-            if not users.get(name):
-                raise Refused(f"{name} is not used by any node", AGAIN)
-            continue
-        wanted = [f"{name}.{part}" for part in ("codes", "scale", "zero_point")]
-        readers = users.get(wanted[0], [])
-        if [(n.op_type, list(n.input), list(n.output)) for n in readers] != [("DequantizeLinear", wanted, [name])]:
-            raise Refused(f"{name}.codes is not read by one DequantizeLinear with its own scale and zero point", AGAIN)
-        attributes = {a.name: helper.get_attribute_value(a) for a in readers[0].attribute}
-        if attributes != {"axis": 0, "block_size": grids[name].block}:
-            raise Refused(f"{name} is dequantized with {attributes}, {grids[name].name} has other blocks", AGAIN)
-        if [(n.op_type, n.input[1]) for n in users.get(name, [])] != [("MatMul", name)]:
-            raise Refused(f"{name} does not feed one MatMul", AGAIN)
-
-
 def _check_file(path: Path, length: int) -> None:
-    with _opened(path) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
     if size != length:
         raise Refused(f"{path} has {size} bytes, its tensors take {length}", AGAIN)
@@ -171,33 +186,28 @@ def _check_onnx(path: Path) -> None:
 
 
 class _Tensors(Mapping[str, Stored]):
-    """Tensors of an ONNX folder, read and checked one at a time."""
+    """Tensors of an ONNX folder, read and checked as they are asked for, by rows or one at a time."""
 
-    def __init__(
-        self,
-        data: Path,
-        shapes: Mapping[str, tuple[int, ...]],
-        grids: Mapping[str, Grid],
-        offsets: Mapping[str, int],
-    ) -> None:
-        self._data, self._shapes, self._grids, self._offsets = data, shapes, grids, offsets
+    def __init__(self, data: Path, layouts: Mapping[str, Layout]) -> None:
+        self._data, self._layouts = data, layouts
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self._layouts)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self._layouts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layouts  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Stored:
-        shape, grid = self._shapes[name], self._grids.get(name)
-        with _opened(self._data) as file:
+        layout = self._layouts[name]
+        return Stored(InFolder(self._data, layout).whole(), layout.stored[0].name)
 
-            def read(part: Part) -> NDArray[np.uint8]:
-                file.seek(self._offsets[part.name])
-                raw = np.fromfile(file, np.uint8, part.nbytes)
-                if raw.size != part.nbytes:
-                    raise Refused(f"{self._data} ends inside {part.name}", AGAIN)
-                return raw
+    def rows(self, name: str) -> Rows:
+        """`edgeqaf.runs.ByRows`."""
+        return InFolder(self._data, self._layouts[name]).read
 
-            tensor = layout.unpack(name, shape, grid, read)
-        return Stored(tensor, name if grid is None else f"{name}.codes")
+    def outline(self) -> Outline:
+        """`edgeqaf.checkpoint.QModel.outline`, from the graph alone."""
+        return {n: (x.grid.name if x.grid else FLOAT32, x.shape) for n, x in self._layouts.items()}

@@ -19,9 +19,11 @@ from typing import Any
 
 from edgeqaf.errors import Refused
 from edgeqaf.source import EMBEDDING, HEAD
+from exporters.onnx.attention import simplify
 from exporters.onnx.shorten import shorten
 
-OPSET = 21  # the first with blocked DequantizeLinear; onnxruntime-web and -genai read it as well
+PRIMITIVES = 21  # the first opset with blocked DequantizeLinear: attention, norms and rotations in many small steps
+OPERATORS = 23  # the first with an operator for each of them, which runtimes compute at once
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 HIDDEN = "hidden.{}"  # the marks: what traced layer 0, 1, .. is given; the last one is what the last layer gives
 
@@ -44,8 +46,8 @@ class Traced:
     vocab: int
 
 
-def trace(config: Mapping[str, Any]) -> Traced:
-    """Trace the architecture of ``config`` (a Hugging Face config.json) with a key-value cache.
+def trace(config: Mapping[str, Any], opset: int = PRIMITIVES) -> Traced:
+    """Trace the architecture of ``config`` (a Hugging Face config.json) with a key-value cache, in `OPERATORS` or not.
 
     Raises Refused for a config that transformers cannot build or torch cannot trace.
     """
@@ -53,7 +55,7 @@ def trace(config: Mapping[str, Any]) -> Traced:
         kinds = _kinds(config)
         distinct = list(dict.fromkeys(kinds))
         few = {**config, "num_hidden_layers": len(distinct)}
-        traced = _trace(json.dumps(few | ({"layer_types": distinct} if distinct[0] else {}), sort_keys=True))
+        traced = _trace(json.dumps(few | ({"layer_types": distinct} if distinct[0] else {}), sort_keys=True), opset)
     return replace(traced, layers=tuple(distinct.index(kind) for kind in kinds))
 
 
@@ -80,14 +82,14 @@ def _refusing() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=4)  # the grids of a model differ, its program does not
-def _trace(config_json: str) -> Traced:
+def _trace(config_json: str, opset: int) -> Traced:
     import onnx_ir
     import torch
 
     from edgeqaf.modeling import skeleton
     from exporters.onnx import plain
 
-    model = skeleton(json.loads(config_json), attention=plain.NAME).requires_grad_(False)
+    model = skeleton(json.loads(config_json), attention=plain.NAMES[opset]).requires_grad_(False)
     plain.rotate_by_length(model)
     config = model.config
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
@@ -111,11 +113,13 @@ def _trace(config_json: str) -> Traced:
             arguments,
             dynamo=True,
             verbose=False,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[*INPUTS, *(f"past_key_values.{part}" for part in parts), *shapes],
             output_names=["logits", *(f"present.{part}" for part in parts), *_marks(len(layers))],
         )
     assert program is not None
+    if opset == OPERATORS:
+        simplify(program.model, config.num_attention_heads, config.num_key_value_heads)
     graph = onnx_ir.to_proto(program.model).graph
     shorten(graph)
     return Traced(graph, shapes, tuple(layers), config.num_key_value_heads, head_dim, config.vocab_size)

@@ -29,6 +29,7 @@ class LlamaCpp:
     """The llama.cpp runtime; see `edgeqaf.protocols.Runtime`."""
 
     reads: ClassVar[str | None] = "gguf"
+    elsewhere: ClassVar[bool] = False
     configurations: ClassVar[tuple[Configuration, ...]] = (
         Configuration("plain", int8_activations=True, offset_form=Form.FUSED),
         Configuration(REPACK, int8_activations=True, offset_form=Form.FUSED),

@@ -50,6 +50,7 @@ class TorchCpu:
     """See edgeqaf.protocols.Runtime."""
 
     reads: ClassVar[str | None] = None
+    elsewhere: ClassVar[bool] = False
     configurations: ClassVar[tuple[Configuration, ...]] = (
         Configuration("float32", int8_activations=False, offset_form=Form.DECODED),
     )

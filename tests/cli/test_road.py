@@ -147,3 +147,12 @@ def test_json_is_all_there_is_on_stdout(shell: Any, road: Any) -> None:
     assert plain.startswith("kind: base\n")
     with pytest.raises(json.JSONDecodeError):
         json.loads(plain)
+
+
+def test_the_receipt_keeps_how_the_onnx_folder_was_asked_for(shell: Any, road: Any) -> None:
+    shell.ok("export", road.merged, "-o", "four", "--format", "onnx", "--accuracy-level", "4")
+    receipt = json.loads(Path("four", "edgeqaf.json").read_text())
+    everyday = {"profile": "everyday", "form": "qdq", "activations": "float"}
+    assert receipt["asked"] == {"onnx": {**everyday, "accuracy_level": 4}}
+    shell.ok("export", road.merged, "-o", "none", "--format", "gguf")
+    assert json.loads(Path("none", "edgeqaf.json").read_text())["asked"] == {}

@@ -8,6 +8,7 @@ from edgeqaf import metrics, plugins
 from edgeqaf.data import IGNORED, Example
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.scoring import score
+from runtime_tests import ladder
 
 # Relative difference of the mean loss to PyTorch's, over the same integers.
 FLOAT32_ORDER = 1e-6  # the same products, summed in another order; 2e-9 was measured
@@ -16,7 +17,7 @@ INT8_ACTIVATIONS = 1e-3  # kernels that round activations to 8 bits per block; 2
 
 def configurations() -> list[tuple[str, str]]:
     """(runtime, configuration) of every runtime in the registry."""
-    found = {name: plugins.find("runtimes", name).configurations for name in plugins.names("runtimes")}
+    found = {name: plugins.find("runtimes", name).configurations for name in ladder.at_home()}
     return [(name, c.name) for name in found for c in found[name]]
 
 
@@ -36,7 +37,7 @@ def test_the_loss_of_every_runtime_is_close_to_the_loss_in_torch(
     assert difference < bound(runtime, configuration), difference
 
 
-@pytest.mark.parametrize("runtime", plugins.names("runtimes"))
+@pytest.mark.parametrize("runtime", ladder.at_home())
 def test_one_function_scores_every_subject(runtime, artifact, examples, questions):
     pytest.importorskip("rouge_score", reason="rouge-score is not installed: pip install 'edgeqaf[eval]'")
     found = score(artifact(runtime), metrics.METRICS, examples=examples, tasks=questions)
@@ -66,7 +67,7 @@ def test_nothing_to_score_is_refused(torch_subject, examples):
         score(torch_subject, ["loss"], examples=[examples[0], without])
 
 
-@pytest.mark.parametrize("runtime", [n for n in plugins.names("runtimes") if plugins.find("runtimes", n).reads])
+@pytest.mark.parametrize("runtime", [n for n in ladder.at_home() if plugins.find("runtimes", n).reads])
 def test_a_runtime_that_dies_is_named(runtime, artifact, examples):
     """Its process is killed after the first of many losses: more than a pipe holds."""
     many = artifact(runtime).losses(examples * 200)
@@ -77,7 +78,7 @@ def test_a_runtime_that_dies_is_named(runtime, artifact, examples):
         list(many)
 
 
-@pytest.mark.parametrize("runtime", plugins.names("runtimes"))
+@pytest.mark.parametrize("runtime", ladder.at_home())
 def test_a_token_of_another_model_is_refused(runtime, artifact):
     """Each engine says so in its own way; what reaches the user names the token or the engine's reason."""
     with pytest.raises(Refused, match=r"40960|out of range"):

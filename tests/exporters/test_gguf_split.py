@@ -15,6 +15,7 @@ from edgeqaf.checkpoint import QModel
 from edgeqaf.companions import FRAME
 from edgeqaf.digest import merkle_root, tensor_digest
 from edgeqaf.errors import Refused
+from edgeqaf.exportoptions import ExportOptions
 from edgeqaf.imported import import_base
 from edgeqaf.qtensor import QTensor
 from exporters.gguf import exporter
@@ -42,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def exported(model: QModel, folder: Path, limit: int | None = None) -> Path:
     """The first file of an export as model.gguf; what was planned is what was written."""
     folder.mkdir()
-    model = replace(model, split_max_bytes=limit)
+    model = replace(model, asked=ExportOptions(split_max_bytes=limit))
     planned = exporter.sizes(model)
     first = exporter.export(model, folder / "model.gguf")
     assert [len(data) for data in contents(folder).values()] == planned

@@ -16,6 +16,7 @@ from gguf_files import given_back, write_least
 
 from edgeqaf import checkpoint
 from edgeqaf.errors import EdgeqafError, Refused
+from edgeqaf.exportoptions import ExportOptions
 from exporters.gguf import exporter
 from exporters.gguf.artifact import SIZES, StoredTensors
 from exporters.gguf.container import Type, Value, describe_tensors, plain_header
@@ -168,7 +169,7 @@ def test_a_flipped_bit_of_a_later_header_is_refused_or_comes_back(bit, name, cop
 
 
 def test_a_flipped_bit_of_a_later_header_of_ours_is_refused(tiny_base, tmp_path):
-    base = replace(checkpoint.load(tiny_base), split_max_bytes=100_000)
+    base = replace(checkpoint.load(tiny_base), asked=ExportOptions(split_max_bytes=100_000))
     first = exporter.export(base, tmp_path / "model.gguf")
     second = sorted(tmp_path.iterdir())[1]
     whole, rng = second.read_bytes(), np.random.default_rng(0)

@@ -62,7 +62,7 @@ def test_a_model_is_tuned_and_its_file_proven(
     assert ladder.check_file(artifact, opened.digests).verdict is Verdict.EXACT
     expected = dict(checkpoint.load(tmp_path / "merged").quantized())
     proven = set()
-    for job in ladder.jobs(artifact, expected, plugins.names("runtimes"), RuntimeOptions()):
+    for job in ladder.jobs(artifact, expected, ladder.at_home(), RuntimeOptions()):
         if isinstance(job, ladder.Job):
             found = ladder.climb(job).checks
             assert {c.verdict for c in found} == {Verdict.EXACT}, [c for c in found if c.verdict is not Verdict.EXACT]

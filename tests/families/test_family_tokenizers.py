@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from edgeqaf import plugins, spm
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import Refused
+from edgeqaf.exportoptions import ExportOptions
 from edgeqaf.protocols import RuntimeOptions
 from edgeqaf.tokenizer import Tokenizer
 from exporters.gguf import exporter, families
@@ -171,7 +172,7 @@ def test_an_unknown_pre_tokenizer_is_refused_with_the_way_out(orphan: QModel) ->
 def test_a_borrowed_tokenizer_is_that_of_the_file(orphan: QModel, exported: Callable[[str], Made]) -> None:
     donor = exported("qwen2").file
     path = orphan.folder / "borrowed.gguf"
-    exporter.export(replace(orphan, tokenizer_from=donor), path)
+    exporter.export(replace(orphan, asked=ExportOptions(tokenizer_from=donor)), path)
     theirs, ours = (parse(file, SIZES).metadata for file in (donor, path))
     block = {key: value for key, value in theirs.items() if key.startswith("tokenizer.")}
     assert len(block) > 5
@@ -182,11 +183,11 @@ def test_a_borrowed_tokenizer_is_that_of_the_file(orphan: QModel, exported: Call
 
 def test_the_tokenizer_of_another_model_is_refused(orphan: QModel, exported: Callable[[str], Made]) -> None:
     with pytest.raises(Refused, match=r"has \d+ tokens, the model \d+ embedding rows"):
-        exporter.plan(replace(orphan, tokenizer_from=exported("gemma").file))
+        exporter.plan(replace(orphan, asked=ExportOptions(tokenizer_from=exported("gemma").file)))
     with pytest.raises(Refused, match="No such file"):
-        exporter.plan(replace(orphan, tokenizer_from=orphan.folder / "absent.gguf"))
+        exporter.plan(replace(orphan, asked=ExportOptions(tokenizer_from=orphan.folder / "absent.gguf")))
     with pytest.raises(Refused, match=r"token 300 is '.+' in .*, and 'other' in"):
-        exporter.plan(replace(renamed(orphan), tokenizer_from=exported("qwen2").file))
+        exporter.plan(replace(renamed(orphan), asked=ExportOptions(tokenizer_from=exported("qwen2").file)))
 
 
 def renamed(model: QModel) -> QModel:
@@ -206,7 +207,7 @@ def test_a_file_without_a_tokenizer_lends_none(orphan: QModel, tmp_path: Path) -
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(Refused, match=r"bare\.gguf has no tokenizer"):
-        exporter.plan(replace(orphan, tokenizer_from=tmp_path / "bare.gguf"))
+        exporter.plan(replace(orphan, asked=ExportOptions(tokenizer_from=tmp_path / "bare.gguf")))
 
 
 def test_every_tokenizer_beside_the_checkout_is_tried() -> None:

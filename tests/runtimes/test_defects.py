@@ -12,6 +12,7 @@ from defects import DEFECTS
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import RuntimeAbsent
+from edgeqaf.exportoptions import ExportOptions, OnnxOptions
 from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor, check
 from edgeqaf.quantize import quantize
@@ -20,7 +21,7 @@ from runtime_tests import ladder
 
 OPTIONS = RuntimeOptions()
 CASES = [
-    (name, grid)
+    (name, grid, "qdq")
     for name in plugins.names("exporters")
     for grid in plugins.names("grids")
     if plugins.find("exporters", name).refuses(plugins.find("grids", grid)) is None
@@ -28,12 +29,15 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+CASES += [("onnx", grid, "matmulnbits") for name, grid, _ in CASES if name == "onnx"]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def seeded(
     request: pytest.FixtureRequest, tiny_float_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Artifact, QModel, dict[str, str]]:
     """(artifact with the defects, the true model, tensor name -> defect)."""
-    format, grid = request.param
+    format, grid, form = request.param
     folder = tmp_path_factory.mktemp(f"{format}-{grid}")
     base = quantize(tiny_float_model, folder / "base", grid, "rtn")
     names = [name for name, _ in base.quantized()]
@@ -46,7 +50,8 @@ def seeded(
         tensors[name] = check(defect(sound), name)
     exporter = plugins.find("exporters", format)
     path = folder / exporter.filename
-    exporter.export(QModel(base.config, tensors, base.folder), path)
+    asked = ExportOptions(onnx=OnnxOptions(form=form))
+    exporter.export(QModel(base.config, tensors, base.folder, asked=asked), path)
     artifact = Artifact(format, path, exporter.read_back(path), base.folder)
     return artifact, base, {name: defect.__name__ for name, defect in seeds.items()}
 
@@ -64,9 +69,31 @@ def test_file_rung_names_every_defect_and_nothing_else(seeded: tuple[Artifact, Q
 
 def test_weights_and_kernels_name_every_defect(seeded: tuple[Artifact, QModel, dict[str, str]]) -> None:
     """In every configuration of every runtime that reads the format, and has kernels for the grid."""
+    artifact, _, _ = seeded
+    found = {name: plugins.find("runtimes", name).reads for name in ladder.at_home()}
+    reached = climbers_that_name_every_defect(seeded, list(found), OPTIONS)
+    assert reached == {name for name, reads in found.items() if reads in (None, artifact.format)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in plugins.names("runtimes") if n not in ladder.at_home()])
+@pytest.mark.parametrize("seeded", [("onnx", grid) for grid in ("q4_0", "q4_1", "q8_0")], indirect=True)
+def test_weights_and_kernels_name_every_defect_elsewhere(
+    name: str, seeded: tuple[Artifact, QModel, dict[str, str]], places: Path
+) -> None:
+    options = RuntimeOptions(places=places)
+    if (absent := plugins.find("runtimes", name).availability(options)).version is None:
+        pytest.skip(absent.reason)
+    assert climbers_that_name_every_defect(seeded, [name], options) == {name}
+
+
+def climbers_that_name_every_defect(
+    seeded: tuple[Artifact, QModel, dict[str, str]], names: list[str], options: RuntimeOptions
+) -> set[str]:
+    """The runtimes that climbed; each of their rungs named the tensors with a defect and no other."""
     artifact, base, defects = seeded
     reached = set()
-    for job in ladder.jobs(artifact, dict(base.quantized()), plugins.names("runtimes"), OPTIONS):
+    for job in ladder.jobs(artifact, dict(base.quantized()), names, options):
         assert isinstance(job, ladder.Job), job
         try:
             weights, kernels = ladder.climb(job).checks
@@ -78,8 +105,7 @@ def test_weights_and_kernels_name_every_defect(seeded: tuple[Artifact, QModel, d
             assert {name: defects.get(name) for name in rung.wrong} == defects, (rung.rung, rung.subject)
             assert rung.first is not None
             assert rung.first.tensor == min(defects)
-    found = {name: plugins.find("runtimes", name).reads for name in plugins.names("runtimes")}
-    assert reached == {name for name, reads in found.items() if reads in (None, artifact.format)}
+    return reached
 
 
 def test_a_sound_artifact_passes(tiny_base: Path, tmp_path: Path) -> None:

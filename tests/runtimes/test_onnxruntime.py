@@ -5,6 +5,7 @@ import pickle
 import platform
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import pytest
 
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
-from edgeqaf.errors import Refused
+from edgeqaf.errors import Refused, RuntimeAbsent
+from edgeqaf.exportoptions import ExportOptions, OnnxOptions
 from edgeqaf.grid import Zero
 from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions, Session, Stored
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import compare_bits
 from edgeqaf.source import FloatModel
-from runtime_tests.runtimes.onnxruntime import OnnxRuntimeSession
+from runtime_tests.onnx import worker
 
 RUNTIME = plugins.find("runtimes", "onnxruntime")
 EXPORTER = plugins.find("exporters", RUNTIME.reads)
@@ -169,16 +171,7 @@ def test_argmax_is_that_of_pytorch(session: Session, storyteller: Artifact, conf
 @pytest.mark.parametrize("level", ["1", "4"])
 def test_the_whole_model_runs_by_fused_kernels(storyteller: Artifact, level: str, tmp_path: Path):
     """The sub-models that `linear` cuts out are fused; so is every linear of the model they come from."""
-    import onnx
-
-    OnnxRuntimeSession(storyteller.path, level, 1)._session(
-        storyteller.path / "model.onnx", tmp_path / "optimized.onnx"
-    )
-    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
-    kernels = [
-        next(a.i for a in n.attribute if a.name == "accuracy_level") for n in nodes if n.op_type == "MatMulNBits"
-    ]
-    assert kernels == [int(level)] * len(list(storyteller.quantized()))
+    assert fused(storyteller, level, "accuracy_level", tmp_path) == [int(level)] * len(list(storyteller.quantized()))
 
 
 @pytest.mark.parametrize("grid", ["q3_0", "q2_0"])
@@ -198,16 +191,17 @@ def test_a_grid_of_few_bits_runs_as_its_twin_among_the_codes_of_q4_0(grid: str, 
     for configuration in RUNTIME.configurations[1:]:
         with RUNTIME.open(few, configuration, OPTIONS) as session:
             assert np.isfinite(session.logits(ids)).all()
-    assert fused_bits(few, "1", tmp_path) == [4 if grid == "q3_0" else 2] * len(twins)
+    assert fused(few, "1", "bits", tmp_path) == [4 if grid == "q3_0" else 2] * len(twins)
 
 
-def fused_bits(artifact: Artifact, level: str, folder: Path) -> list[int]:
-    """The width of each fused kernel in the whole model as ONNX Runtime optimizes it."""
+def fused(artifact: Artifact, level: str, attribute: str, folder: Path) -> list[int]:
+    """An attribute of each fused kernel in the whole model as ONNX Runtime optimizes it."""
     import onnx
 
-    OnnxRuntimeSession(artifact.path, level, 1)._session(artifact.path / "model.onnx", folder / "optimized.onnx")
+    config = {"session.qdq_matmulnbits_accuracy_level": level}
+    worker.load(str(artifact.path / "model.onnx"), {"config": config, "optimized": str(folder / "optimized.onnx")})
     nodes = onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node
-    return [next(a.i for a in n.attribute if a.name == "bits") for n in nodes if n.op_type == "MatMulNBits"]
+    return [next(a.i for a in n.attribute if a.name == attribute) for n in nodes if n.op_type == "MatMulNBits"]
 
 
 def test_generation_is_the_argmax_chain_without_a_cache(session: Session):
@@ -309,3 +303,177 @@ def test_a_checkpoint_of_older_transformers_works(tmp_path: Path):
     ):
         ids = session.encode(PROMPTS[0])
         assert np.array_equal(session.logits(ids).argmax(-1), reference.logits(ids).argmax(-1))
+
+
+EVERY = [("qdq", "int8"), ("matmulnbits", "float"), ("matmulnbits", "int8")]
+SOME = [name for name in ("q4_0", "q4_1", "q8_0", "q3_0", "q2_0", "uint4", "uint2") if name in GRIDS]
+
+
+def asked(model: QModel, form: str, activations: str = "float", level: int = 1) -> QModel:
+    return replace(model, asked=ExportOptions(onnx=OnnxOptions("everyday", level, form, activations)))
+
+
+@pytest.mark.parametrize("grid", SOME)
+@pytest.mark.parametrize(("form", "activations"), EVERY)
+def test_every_form_decodes_and_multiplies_exactly(
+    form: str, activations: str, grid: str, configuration: Configuration, tiny_float_model: Path, tmp_path: Path
+):
+    """Extreme parameters too; probes go past the rounding of activations in the graph."""
+    model = quantized(tiny_float_model, grid)
+    q = extreme(grid, model.tensors[LINEAR].shape)
+    model = QModel(model.config, {**model.tensors, LINEAR: q}, model.folder)
+    artifact = exported(asked(model, form, activations), tmp_path / "onnx")
+    with RUNTIME.open(artifact, configuration, OPTIONS) as session:
+        for _, stored, q in list(artifact.quantized())[:7]:
+            assert compare_bits(decode(q), session.weights(stored)).sum() == 0
+            assert_every_weight_comes_out(session, stored, configuration.int8_activations)
+
+
+@pytest.mark.parametrize("grid", SOME)
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantized_ends_are_looked_up_and_multiplied_exactly(
+    tied: bool, form: str, grid: str, tiny_float_model: Path, tmp_path: Path
+):
+    """Every row of the embedding, and the head; a tied one by two roads over the same bytes."""
+    model = quantized(tiny_float_model, grid)
+    shape = model.tensors["model.embed_tokens.weight"].shape
+    ends = {"model.embed_tokens.weight": extreme(grid, shape)}
+    config = model.config
+    if not tied:
+        ends["lm_head.weight"] = extreme(grid, shape)
+        config = {**config, "tie_word_embeddings": False}
+    artifact = exported(asked(QModel(config, {**model.tensors, **ends}, model.folder), form), tmp_path / "onnx")
+    for configuration in RUNTIME.configurations[:2]:
+        with RUNTIME.open(artifact, configuration, OPTIONS) as session:
+            for name, q in ends.items():
+                assert compare_bits(decode(q), session.weights(artifact.tensors[name])).sum() == 0
+            assert_every_weight_comes_out(session, artifact.tensors[max(ends) if tied else "lm_head.weight"], False)
+            if not tied:
+                with pytest.raises(RuntimeAbsent, match=r"embed_tokens\.weight is looked up, and never multiplied"):
+                    session.linear(artifact.tensors["model.embed_tokens.weight"], np.zeros((1, 64), np.float32))
+
+
+def ends_quantized(folder: Path, grid: str) -> QModel:
+    model = quantized(folder, grid)
+    name, kind = "model.embed_tokens.weight", plugins.find("grids", grid)
+    q = plugins.find("quantizers", "absmax")(model.tensors[name], kind)
+    return QModel(model.config, {**model.tensors, name: q}, model.folder)
+
+
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_a_model_with_quantized_ends_agrees_with_pytorch_and_decodes_no_matrix(form: str, tmp_path: Path):
+    import onnx
+
+    artifact = exported(asked(ends_quantized(BASE, "q4_0"), form), tmp_path / "onnx")
+    with (
+        plugins.find("runtimes", "torch_cpu").open(artifact, None, OPTIONS) as reference,
+        RUNTIME.open(artifact, RUNTIME.configurations[1], OPTIONS) as session,
+    ):
+        ids = session.encode(PROMPTS[0])
+        assert np.array_equal(session.logits(ids).argmax(-1), reference.logits(ids).argmax(-1))
+    assert fused_bits(artifact, "1", tmp_path) == [4] * len(list(artifact.quantized()))
+    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    assert "DequantizeLinear" not in {node.op_type for node in nodes}
+
+
+def test_the_accuracy_level_is_the_operators_own(tmp_path: Path):
+    import onnx
+
+    for level in range(5):
+        artifact = exported(asked(quantized(BASE, "q4_0"), "matmulnbits", level=level), tmp_path / str(level))
+        nodes = onnx.load(artifact.path / "model.onnx", load_external_data=False).graph.node
+        found = [{a.name: a.i for a in n.attribute}["accuracy_level"] for n in nodes if n.op_type == "MatMulNBits"]
+        assert found == [level] * len(list(artifact.quantized()))
+
+
+def test_both_forms_give_the_same_logits(tmp_path: Path):
+    """At level 1 ONNX Runtime makes of the one what the other is."""
+    model = quantized(BASE, "q4_0")
+    logits = []
+    for form in ("qdq", "matmulnbits"):
+        artifact = exported(asked(model, form), tmp_path / form)
+        with RUNTIME.open(artifact, RUNTIME.configurations[1], OPTIONS) as session:
+            logits.append(session.logits(session.encode(PROMPTS[0])))
+    assert compare_bits(*logits).sum() == 0
+
+
+WIDTHS = {"uint2": (2, 0, 3, 2), "uint4": (4, 0, 15, 8), "int8": (8, -128, 127, 0)}
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("zero", Zero)
+@pytest.mark.parametrize("kind", WIDTHS)
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+def test_every_block_size_type_and_zero_is_fused_at_both_levels_of_optimization(
+    form: str, kind: str, zero: Zero, block: int, tmp_path: Path
+):
+    """As the exporter writes it, of outputs that fill no byte where it can be: checked, fused, and exact."""
+    outputs = 260 if (form, kind) == ("qdq", "uint2") else 259
+    for optimization, kernels, decoded, found in fused_alone(form, kind, zero, block, outputs, tmp_path):
+        assert kernels == [(WIDTHS[kind][0], block)] * (optimization != "ORT_DISABLE_ALL" or form != "qdq")
+        if zero is not Zero.OFFSET:
+            assert compare_bits(decoded, found).sum() == 0
+
+
+def test_two_bits_and_outputs_that_fill_no_byte_are_wrong_when_fused(tmp_path: Path):
+    """Why the exporter refuses them: ONNX Runtime is right with optimizations off, and wrong with them."""
+    wrong = {
+        optimization: compare_bits(decoded, found).sum() > 0
+        for optimization, _, decoded, found in fused_alone("qdq", "uint2", Zero.NONE, 32, 258, tmp_path)
+    }
+    assert wrong == {"ORT_DISABLE_ALL": False, "ORT_ENABLE_EXTENDED": True, "ORT_ENABLE_ALL": True}
+
+
+def fused_alone(
+    form: str, kind: str, zero: Zero, block: int, outputs: int, folder: Path
+) -> Iterator[tuple[str, list[tuple[int, int]], np.ndarray, np.ndarray]]:
+    """One linear at each optimization: its name, (bits, block) of the kernels, the weights, what comes out."""
+    import onnx
+    import onnxruntime as ort
+    from onnx import TensorProto, helper
+
+    from edgeqaf.runs import rows_in
+    from exporters.onnx import linear, parts, strips
+
+    bits, low, high, centre = WIDTHS[kind]
+    base = plugins.find("grids", "q4_0")
+    centre = centre if zero is Zero.NONE else 0
+    grid = replace(base, bits=bits, lo=low, hi=high, block=block, zero=zero, centre=centre)
+    rng, shape = np.random.default_rng(0), (outputs, 3 * block)
+    scale, offset = (rng.standard_normal((outputs, 3)).astype(np.float16).astype(np.float32) for _ in range(2))
+    points = rng.integers(low, high + 1, (outputs, 3)).astype(np.float32)
+    codes = rng.integers(low, high + 1, shape).astype(np.int8)
+    q = QTensor(grid, codes, scale, {Zero.NONE: None, Zero.CODE: points, Zero.OFFSET: offset}[zero])
+    asked = OnnxOptions(form=form)
+    stored = parts.parts("w", shape, grid, form)
+    offsets, size = parts.place(stored)
+    with open(folder / "data", "xb") as file:
+        file.truncate(size)
+        strips.write(file.fileno(), strips.Layout("w", shape, grid, stored, offsets), rows_in(q, "w"))
+    inits = list(linear.constants([grid]))
+    for part in stored:
+        tensor = TensorProto(name=part.name, dims=part.shape, data_type=TensorProto.DataType.Value(part.type))
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "data"), ("offset", offsets[part.name]), ("length", part.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        inits.append(tensor)
+    x, y = (helper.make_tensor_value_info(n, 1, ["b", "m", d]) for n, d in (("x", shape[1]), ("y", shape[0])))
+    graph = helper.make_graph(list(linear.linear("w", (shape, grid), "x", "y", asked)), "g", [x], [y], inits)
+    ir, opset = (13, 25) if linear.few_bits([grid], asked) else (10, 21)
+    opsets = [helper.make_opsetid("", opset), *[helper.make_opsetid(linear.MICROSOFT, 1)] * (form != "qdq")]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(folder / "model.onnx"), full_check=form == "qdq")
+    for optimization in ("ORT_DISABLE_ALL", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, optimization)
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
+        session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(folder / "optimized.onnx", load_external_data=False).graph.node
+        found = [{a.name: a.i for a in n.attribute} for n in nodes if n.op_type == "MatMulNBits"]
+        kernels = [(kernel["bits"], kernel["block_size"]) for kernel in found]
+        assert kernels == [] or "DequantizeLinear" not in {n.op_type for n in nodes}
+        ones = np.eye(shape[1], dtype=np.float32)[None]
+        yield optimization, kernels, decode(q), session.run(None, {"x": ones})[0][0].T

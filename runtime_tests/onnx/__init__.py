@@ -1,0 +1,1 @@
+"""ONNX Runtime wherever it runs: in this process, another Python, Node, an emulated processor."""

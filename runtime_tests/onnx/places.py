@@ -1,0 +1,239 @@
+"""Places where an ONNX Runtime can be reached: other versions, other processors, other languages.
+
+A place is a command that starts a worker (`worker.py`, `worker.mjs`), which holds models and runs them.
+Each is found in one folder, laid out by `make places`:
+
+    onnxruntime-1.24.4/        a wheel, as `pip install --no-deps --target` unpacks it; used by this Python
+    onnxruntime-openvino-.../  likewise
+    node_modules/              onnxruntime-web, -node, -common
+    qemu/                      qemu-x86_64-static, qemu-aarch64-static
+    aarch64/                   an arm64 Debian with Python, and wheels for it
+    swiftshader/               a Vulkan in software
+
+Absent means RuntimeAbsent, with what is missing and how to get it.
+"""
+
+import itertools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeqaf.errors import Refused, RuntimeAbsent
+from runtime_tests.onnx import cut, worker
+from runtime_tests.onnx.worker import Arrays, Setting
+
+HERE = Path(__file__).parent
+REMEDY = "make places fetches it; name the folder with --places"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an ONNX Runtime is.
+
+    command, environment: start its worker.
+    providers: the execution providers that its models run on.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    providers: tuple[Any, ...] = ("CPUExecutionProvider",)
+
+    @contextmanager
+    def open(self) -> Iterator["Engine"]:
+        """Start the worker; it ends with the block."""
+        with tempfile.TemporaryFile() as log:
+            environment = {**os.environ, **self.environment}
+            process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+            )
+            try:
+                yield Engine(self, process, log)
+            finally:
+                process.kill()
+                process.communicate()
+
+
+class Engine:
+    """A running worker."""
+
+    def __init__(self, place: Place, process: "subprocess.Popen[bytes]", log: Any) -> None:
+        self._place, self._process, self._log = place, process, log
+        self._numbers = itertools.count()
+
+    def load(self, model: str | bytes, setting: Setting) -> "Remote":
+        """Load a model from its path or bytes; raises Refused with what the worker says."""
+        number = next(self._numbers)
+        message = {"op": "load", "session": number, "setting": {"providers": list(self._place.providers), **setting}}
+        given: Arrays = {}
+        if isinstance(model, bytes):
+            given["model"] = np.frombuffer(model, np.uint8)
+        else:
+            message["path"] = model
+        return Remote(self, number, self.ask(message, given)[0])
+
+    def version(self) -> str:
+        """Of the worker's ONNX Runtime."""
+        return str(self.ask({"op": "greet"})[0]["version"])
+
+    def ask(self, message: Mapping[str, Any], arrays: Arrays | None = None) -> tuple[dict[str, Any], Arrays]:
+        """Send a message, wait for its answer; raises Refused if the worker fails or dies."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            worker.write(stdin, message, arrays)
+            answer = worker.read(stdout)
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            raise Refused(f"{self._place.name}: the worker died (exit {self._process.wait()}): {self._last_words()}")
+        if "error" in answer[0]:
+            raise Refused(f"{self._place.name}: {answer[0]['error'].splitlines()[0]}")
+        return answer
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+class Remote:
+    """A model that a worker holds; the same names as `worker.Loaded`."""
+
+    def __init__(self, engine: Engine, number: int, about: Mapping[str, Any]) -> None:
+        self._engine, self._number = engine, number
+        self.inputs: dict[str, list[Any]] = about["inputs"]
+        self.outputs: list[str] = about["outputs"]
+        self.rewritten_by: list[str] | None = about["rewritten_by"]
+
+    def run(self, feeds: Mapping[str, Any]) -> Arrays:
+        """Every output by name."""
+        return self._engine.ask({"op": "run", "session": self._number}, dict(feeds))[1]
+
+
+def run(place: Place, model: Path, feeds: Mapping[str, Any], setting: Setting | None = None) -> Arrays:
+    """Run a model file once in a place: every output by name. Raises Refused with what the place says."""
+    import onnx
+
+    data = cut.data_files(onnx.load(str(model), load_external_data=False))
+    beside: Setting = {"folder": str(model.parent.resolve()), "data": data}
+    with place.open() as engine:
+        return engine.load(str(model.resolve()), {**beside, **(setting or {})}).run(feeds)
+
+
+def names() -> list[str]:
+    """Every place that is known."""
+    return list(_KNOWN)
+
+
+def find(name: str, folder: Path | None) -> Place:
+    """The place ``name``; ``folder`` holds what it needs. Raises RuntimeAbsent."""
+    return _KNOWN[name](name, folder)
+
+
+def _here(name: str, folder: Path | None) -> Place:
+    """This Python, in a process of its own."""
+    return Place(name, (sys.executable, str(HERE / "worker.py")))
+
+
+def _wheel(package: str, **more: Any) -> Callable[[str, Path | None], Place]:
+    """Another onnxruntime package in this Python."""
+
+    def find(name: str, folder: Path | None) -> Place:
+        return Place(name, _here(name, folder).command, {"PYTHONPATH": str(_part(folder, package))}, **more)
+
+    return find
+
+
+def _openvino(**options: Any) -> Callable[[str, Path | None], Place]:
+    """OpenVINO on the CPU, with options of its own."""
+    provider = ["OpenVINOExecutionProvider", {"device_type": "CPU", "load_config": json.dumps({"CPU": options})}]
+    return _wheel("onnxruntime-openvino-1.24.1", providers=(provider,))
+
+
+def _webgpu(name: str, folder: Path | None) -> Place:
+    package, vulkan = _part(folder, "onnxruntime-webgpu-1.27.0"), _part(folder, "swiftshader")
+    environment = {
+        "PYTHONPATH": str(package),
+        "VK_ICD_FILENAMES": str(vulkan / "vk_swiftshader_icd.json"),
+        "LD_LIBRARY_PATH": str(vulkan),
+    }
+    return Place(name, _here(name, folder).command, environment, ("WebGpuExecutionProvider", "CPUExecutionProvider"))
+
+
+def _x86(model: str) -> Callable[[str, Path | None], Place]:
+    """This Python on an emulated processor of another level."""
+
+    def find(name: str, folder: Path | None) -> Place:
+        if platform.machine() != "x86_64":
+            raise RuntimeAbsent(f"{name}: this Python is not for x86-64 but for {platform.machine()}", "use another")
+        emulator = _emulator("qemu-x86_64-static", folder)
+        return Place(name, (emulator, "-cpu", model, *_here(name, folder).command))
+
+    return find
+
+
+def _arm(model: str) -> Callable[[str, Path | None], Place]:
+    """An arm64 Python on an emulated processor."""
+
+    def find(name: str, folder: Path | None) -> Place:
+        root, emulator = _part(folder, "aarch64"), _emulator("qemu-aarch64-static", folder)
+        python = str(next(root.glob("usr/bin/python3.*")))
+        command = (emulator, "-L", str(root / "cpu" / model), "-cpu", model, python, str(HERE / "worker.py"))
+        return Place(name, command, {"PYTHONPATH": str(root / "wheels")})
+
+    return find
+
+
+def _node(package: str) -> Callable[[str, Path | None], Place]:
+    def find(name: str, folder: Path | None) -> Place:
+        modules, node = _part(folder, "node_modules"), shutil.which("node")
+        if node is None:
+            raise RuntimeAbsent(f"{name}: no node on the PATH", "install Node.js 20 or newer")
+        return Place(name, (node, str(HERE / "worker.mjs"), str(modules), package))
+
+    return find
+
+
+def _emulator(program: str, folder: Path | None) -> str:
+    installed = shutil.which(program)
+    return installed or str(_part(folder, "qemu") / program)
+
+
+def _part(folder: Path | None, part: str) -> Path:
+    """A part of the folder of places."""
+    if folder is None:
+        raise RuntimeAbsent("no folder of places is named", REMEDY)
+    if not (folder / part).exists():
+        raise RuntimeAbsent(f"{folder} has no {part}", REMEDY)
+    return (folder / part).resolve()
+
+
+_KNOWN: dict[str, Callable[[str, Path | None], Place]] = {
+    "here": _here,
+    "1.24": _wheel("onnxruntime-1.24.4"),
+    "1.32": _wheel("onnxruntime-1.32.0"),
+    "avx2": _x86("Haswell"),
+    "avx": _x86("IvyBridge"),
+    "sse": _x86("Nehalem"),
+    "cortex-a72": _arm("cortex-a72"),
+    "cortex-a76": _arm("cortex-a76"),
+    "armv9": _arm("max"),
+    "web": _node("onnxruntime-web"),
+    "node": _node("onnxruntime-node"),
+    "webgpu": _webgpu,
+    "openvino-float32": _openvino(DYNAMIC_QUANTIZATION_GROUP_SIZE="0", INFERENCE_PRECISION_HINT="f32"),
+    "openvino-dynamic": _openvino(),
+}

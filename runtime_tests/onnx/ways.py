@@ -1,0 +1,45 @@
+"""The ways in which ONNX Runtime computes an exported linear.
+
+"off" executes the graph as written: DequantizeLinear, then a float matmul. At "fused level 1" and
+"fused level 4" ONNX Runtime replaces each pair by its low-bit kernel MatMulNBits; level 4, its
+default, also rounds activations to 8 bits per block, where the processor has a kernel for that.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeqaf.errors import EdgeqafError, Refused
+from edgeqaf.protocols import Configuration, Form
+from runtime_tests.onnx.session import LEVEL, Load, OnnxSession
+from runtime_tests.onnx.worker import Setting
+
+
+@dataclass(frozen=True)
+class Way:
+    """What the kernels do (`Configuration`), and what makes ONNX Runtime take them.
+
+    fused: the linear must be seen to become MatMulNBits.
+    """
+
+    configuration: Configuration
+    setting: Setting
+    fused: bool = False
+
+    def session(self, folder: Path, load: Load, threads: int, unfused: type[EdgeqafError] = Refused) -> OnnxSession:
+        """An exported folder, computed in this way by what ``load`` loads. unfused: raised where it did not fuse."""
+        return OnnxSession(folder, load, {**self.setting, "threads": threads}, unfused if self.fused else None)
+
+
+def way(name: str, setting: Setting, *, int8: bool = False, split_zero: bool = False, fused: bool = False) -> Way:
+    """A way under its name. int8, split_zero: as in `Configuration`."""
+    return Way(Configuration(name, int8, Form.TWO_TERM, split_zero), setting, fused)
+
+
+def all_ways(int8: bool = True) -> tuple[Way, ...]:
+    """The three. int8: whether level 4 has a kernel that rounds activations."""
+    levels: dict[str, Setting] = {n: {"config": {LEVEL: n}} for n in ("1", "4")}
+    return (
+        way("off", {"level": "off", "arena": False}),  # with an arena every decoded weight stays in memory
+        way("fused level 1", levels["1"], fused=True),
+        way("fused level 4", levels["4"], int8=int8, split_zero=int8, fused=True),
+    )
