@@ -6,7 +6,7 @@ square root on a CPU is not rounded correctly, and its matrix products may leave
 multiplied as float64, whose sums of such products are exact.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,12 @@ def _cast(a: Mapping[str, Any], x: Tensor) -> Tensor:
     return x.to(TYPES[TensorProto.DataType.Name(a["to"])])
 
 
-def _slice(a: Mapping[str, Any], x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor, steps: Tensor | None = None) -> Tensor:
+def _slice(
+    a: Mapping[str, Any], x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor, steps: Tensor | None = None
+) -> Tensor:
     at = [slice(None)] * x.ndim
-    for start, end, axis, step in zip(_list(starts), _list(ends), _list(axes), _list(steps) if steps is not None else [1] * len(axes)):
+    by = [1] * len(axes) if steps is None else _list(steps)
+    for start, end, axis, step in zip(_list(starts), _list(ends), _list(axes), by, strict=True):
         at[axis] = slice(start, end, step)
     return x[tuple(at)]
 
@@ -156,7 +159,7 @@ def _shift(a: Mapping[str, Any], x: Tensor, by: Tensor) -> Tensor:
 
 
 def _split(a: Mapping[str, Any], x: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    return tuple(x.split(_list(lengths), a["axis"]))
+    return torch.split_with_sizes(x, _list(lengths), a["axis"])
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,18 +167,56 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _, *inputs: function(*inputs)
 
 
+def _expand(a: Mapping[str, Any], x: Tensor, shape: Tensor) -> Tensor:
+    return torch.broadcast_tensors(x, x.new_empty(()).expand(_list(shape)))[0]
+
+
+def _reduce_max(a: Mapping[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
+    return x.amax(tuple(range(x.ndim)) if axes is None else tuple(_list(axes)), bool(a.get("keepdims", 1)))
+
+
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
-    "Abs": _plain(torch.abs), "Add": _plain(torch.add), "And": _plain(torch.logical_and), "Cast": _cast,
-    "BitShift": _shift, "Clip": _clip, "Concat": lambda a, *x: torch.cat(x, a["axis"]), "Div": _plain(torch.div),
-    "Equal": _plain(torch.eq), "Expand": _plain(lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, _list(shape)))),
-    "Floor": _plain(torch.floor), "Gather": _gather, "GatherND": _gather_nd, "Greater": _plain(torch.gt),
-    "GreaterOrEqual": _plain(torch.ge), "Identity": _plain(lambda x: x), "Less": _plain(torch.lt),
-    "LessOrEqual": _plain(torch.le), "MatMul": _matmul, "MatMulInteger": _matmul_integer,
-    "Max": _plain(torch.maximum), "Min": _plain(torch.minimum), "Mod": _mod, "Mul": _plain(torch.mul),
-    "Neg": _plain(torch.neg), "Not": _plain(torch.logical_not), "Or": _plain(torch.logical_or),
-    "QuantizeLinear": _quantize, "Range": _plain(lambda a, b, c: torch.arange(int(a), int(b), int(c))),
-    "ReduceMax": lambda a, x, axes: x.amax(tuple(_list(axes)), bool(a.get("keepdims", 1))),
-    "ReduceSum": _reduce_sum, "Reshape": _reshape, "Round": _plain(torch.round), "Shape": _shape,
-    "Sign": _plain(torch.sign), "Slice": _slice, "Split": _split, "Sqrt": _sqrt, "Squeeze": _squeeze, "Sub": _plain(torch.sub),
-    "Transpose": lambda a, x: x.permute(a["perm"]), "Unsqueeze": _unsqueeze, "Where": _plain(torch.where),
-}  # fmt: skip
+    "Abs": _plain(torch.abs),
+    "Add": _plain(torch.add),
+    "And": _plain(torch.logical_and),
+    "BitShift": _shift,
+    "Cast": _cast,
+    "Clip": _clip,
+    "Concat": lambda a, *x: torch.cat(x, a["axis"]),
+    "Div": _plain(torch.div),
+    "Equal": _plain(torch.eq),
+    "Expand": _expand,
+    "Floor": _plain(torch.floor),
+    "Gather": _gather,
+    "GatherND": _gather_nd,
+    "Greater": _plain(torch.gt),
+    "GreaterOrEqual": _plain(torch.ge),
+    "Identity": _plain(lambda x: x),
+    "Less": _plain(torch.lt),
+    "LessOrEqual": _plain(torch.le),
+    "MatMul": _matmul,
+    "MatMulInteger": _matmul_integer,
+    "Max": _plain(torch.maximum),
+    "Min": _plain(torch.minimum),
+    "Mod": _mod,
+    "Mul": _plain(torch.mul),
+    "Neg": _plain(torch.neg),
+    "Not": _plain(torch.logical_not),
+    "Or": _plain(torch.logical_or),
+    "QuantizeLinear": _quantize,
+    "Range": _plain(lambda a, b, c: torch.arange(int(a), int(b), int(c), device=a.device)),
+    "ReduceMax": _reduce_max,
+    "ReduceSum": _reduce_sum,
+    "Reshape": _reshape,
+    "Round": _plain(torch.round),
+    "Shape": _shape,
+    "Sign": _plain(torch.sign),
+    "Slice": _slice,
+    "Split": _split,
+    "Sqrt": _sqrt,
+    "Squeeze": _squeeze,
+    "Sub": _plain(torch.sub),
+    "Transpose": lambda a, x: x.permute(a["perm"]),
+    "Unsqueeze": _unsqueeze,
+    "Where": _plain(torch.where),
+}

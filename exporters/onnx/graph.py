@@ -18,7 +18,7 @@ from exporters.onnx.linear import MICROSOFT, Kind, attach, constants, few_bits
 from exporters.onnx.lookup import views
 from exporters.onnx.parts import Part, parts, place
 from exporters.onnx.seal import FORM, GRIDS, sealed
-from exporters.onnx.stack import at, clean, layer_of, stack
+from exporters.onnx.stack import clean, copies, stack
 from exporters.onnx.trace import INPUTS, OPERATORS, Traced
 
 IR_VERSION = 11
@@ -36,7 +36,7 @@ def build(traced: Traced, tensors: Mapping[str, Kind], asked: OnnxOptions) -> by
     _check_tensors(traced, tensors)
     grids = {name: grid for name, (_, grid) in sorted(tensors.items()) if grid is not None}
     nodes = list(attach(stack(traced), tensors, asked))
-    inputs, outputs = _signature(traced)
+    inputs, outputs = signature(traced)
     initializers = [
         *(clean(c) for c in traced.graph.initializer),
         *constants(grids.values()),
@@ -64,9 +64,7 @@ def versions(grids: Iterable[Grid], asked: OnnxOptions) -> tuple[int, list[tuple
 def _check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in traced.weights.items():
-        kind = layer_of(name)
-        copies = [at(name, layer) for layer, copied in enumerate(traced.layers) if copied == kind]
-        wanted |= dict.fromkeys([name] if kind is None else copies, shape)
+        wanted |= dict.fromkeys(copies(traced, name), shape)
     if missing := sorted(set(wanted) - set(tensors)):
         raise Refused(f"no tensor {', '.join(missing)}, which config.json asks for", "check config.json")
     if foreign := sorted(set(tensors) - set(wanted)):
@@ -77,13 +75,18 @@ def _check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
 
 
 def _external(tensors: Mapping[str, Kind], nodes: Sequence[Any], form: Form) -> Iterator[Any]:
-    """Initializers of all weights, their bytes at their places in the data file."""
-    from onnx import TensorProto
-
+    """Initializers of all weights."""
     read = {value for node in nodes for value in node.input}
     stored = [part for name, (shape, grid) in tensors.items() for part in parts(name, shape, grid, form)]
-    offsets, _ = place(stored)
-    for part, home in declared(tensors, stored, read, form):
+    yield from external(stored, declared(tensors, stored, read, form))
+
+
+def external(stored: Sequence[Part], named: Sequence[tuple[Part, Part]]) -> Iterator[Any]:
+    """Initializers whose bytes are at their places in the data file. named: (initializer, part whose bytes it names)."""
+    from onnx import TensorProto
+
+    offsets, _ = place(list(stored))
+    for part, home in named:
         tensor = TensorProto(name=part.name, dims=part.shape, data_type=TensorProto.DataType.Value(part.type))
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", DATA), ("offset", offsets[home.name]), ("length", part.nbytes)):
@@ -102,7 +105,7 @@ def declared(
     return sorted(found, key=lambda each: each[0].name)
 
 
-def _signature(traced: Traced) -> tuple[list[Any], list[Any]]:
+def signature(traced: Traced) -> tuple[list[Any], list[Any]]:
     """Inputs and outputs, named as optimum's ORTModelForCausalLM and onnxruntime-genai expect them."""
     from onnx import TensorProto, helper
 

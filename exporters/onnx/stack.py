@@ -21,6 +21,12 @@ def layer_of(name: str) -> int | None:
     return None if match is None else int(match[2])
 
 
+def copies(traced: Traced, name: str) -> list[str]:
+    """The model's weights that a traced weight stands for: one for each layer that is a copy of its own."""
+    kind = layer_of(name)
+    return [name] if kind is None else [at(name, i) for i, copied in enumerate(traced.layers) if copied == kind]
+
+
 def stack(traced: Traced) -> Iterator[Any]:
     """Nodes before the layers, for each layer a copy of the one it is like, nodes after them; metadata removed."""
     nodes = list(traced.graph.node)

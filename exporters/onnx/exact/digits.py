@@ -21,7 +21,7 @@ MOST_DIGITS = 4  # more would not leave room for the sum of products in 53 bits
 
 def capacity(count: int) -> int:
     """The largest integer of ``count`` digits."""
-    return 63 * (BASE**count - 1) // (BASE - 1)
+    return sum(63 * BASE**j for j in range(count))
 
 
 def exact_units(w: Floats) -> NDArray[np.float64]:

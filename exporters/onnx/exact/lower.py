@@ -17,9 +17,7 @@ from exporters.onnx.stack import clean
 from exporters.onnx.trace import Traced
 
 KEPT = frozenset(
-    "Abs Add And Cast Clip Concat DequantizeLinear Div Equal Expand Floor Gather GatherND Greater GreaterOrEqual "
-    "Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax Reshape Round Shape Sign Slice "
-    "Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where".split()
+    ["Abs", "Add", "And", "Cast", "Clip", "Concat", "DequantizeLinear", "Div", "Equal", "Expand", "Floor", "Gather", "GatherND", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Range", "ReduceMax", "Reshape", "Round", "Shape", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"]
 )
 FUNCTIONS: Mapping[str, Callable[[Emit, str, str], Any]] = {
     "Cos": elementary.cosine,
@@ -93,7 +91,7 @@ class _Lowering:
         return node.output[0] in self._transposed
 
     def _matmul(self, node: Any) -> bool:
-        a, b, out = *node.input, node.output[0]
+        (a, b), out = node.input, node.output[0]
         if b in self._transposed:
             self._linear(a)
         elif a in self._shares:
