@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import edgeqaf.hf  # noqa: F401  (transformers reads our folders)
-from edgeqaf import checkpoint, dist, plugins
+from edgeqaf import checkpoint, dist
 from edgeqaf.finetune import Settings, finetune
 from edgeqaf.merge import merge
 from edgeqaf.modeling import build
