@@ -372,7 +372,7 @@ def test_a_model_with_quantized_ends_agrees_with_pytorch_and_decodes_no_matrix(f
     ):
         ids = session.encode(PROMPTS[0])
         assert np.array_equal(session.logits(ids).argmax(-1), reference.logits(ids).argmax(-1))
-    assert fused_bits(artifact, "1", tmp_path) == [4] * len(list(artifact.quantized()))
+    assert fused(artifact, "1", "bits", tmp_path) == [4] * len(list(artifact.quantized()))
     nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
     assert "DequantizeLinear" not in {node.op_type for node in nodes}
 
