@@ -42,8 +42,7 @@ class Program:
             for i, node in enumerate(self.graph.node):
                 given = [values[name] if name else None for name in node.input]
                 made = OPERATIONS[node.op_type](node_attributes(node), *given)
-                for name, value in zip(node.output, made if isinstance(made, tuple) else (made,), strict=True):
-                    values[name] = value
+                values.update(zip(node.output, made if isinstance(made, tuple) else (made,), strict=True))
                 for name in self._last.get(i, ()):
                     del values[name]
         return {output.name: values[output.name] for output in self.graph.output}
@@ -158,8 +157,10 @@ def _shift(a: Mapping[str, Any], x: Tensor, by: Tensor) -> Tensor:
     return torch.bitwise_left_shift(x.to(torch.int64), by)
 
 
-def _split(a: Mapping[str, Any], x: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    return torch.split_with_sizes(x, _list(lengths), a["axis"])
+def _split(a: Mapping[str, Any], x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+    axis = a.get("axis", 0)
+    equal = [x.shape[axis] // a["num_outputs"]] * a["num_outputs"] if lengths is None else _list(lengths)
+    return torch.split_with_sizes(x, equal, axis)
 
 
 def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,7 +169,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _expand(a: Mapping[str, Any], x: Tensor, shape: Tensor) -> Tensor:
-    return torch.broadcast_tensors(x, x.new_empty(()).expand(_list(shape)))[0]
+    return x.expand(np.broadcast_shapes(tuple(x.shape), tuple(_list(shape))))
 
 
 def _reduce_max(a: Mapping[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:

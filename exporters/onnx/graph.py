@@ -82,7 +82,7 @@ def _external(tensors: Mapping[str, Kind], nodes: Sequence[Any], form: Form) -> 
 
 
 def external(stored: Sequence[Part], named: Sequence[tuple[Part, Part]]) -> Iterator[Any]:
-    """Initializers whose bytes are at their places in the data file. named: (initializer, part whose bytes it names)."""
+    """Initializers with their bytes in the data file, where ``stored`` lies. named: (initializer, part whose bytes)."""
     from onnx import TensorProto
 
     offsets, _ = place(list(stored))

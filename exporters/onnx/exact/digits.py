@@ -54,8 +54,9 @@ def count(values: NDArray[np.int64], name: str) -> int:
     for digits in range(1, MOST_DIGITS + 1):
         if largest <= capacity(digits):
             return digits
+    most = capacity(MOST_DIGITS).bit_length()
     raise Refused(
-        f"{name}: its weights take {largest.bit_length()} bits, the exact profile has {capacity(MOST_DIGITS).bit_length()}",
+        f"{name}: its weights take {largest.bit_length()} bits, the exact profile has {most}",
         "the scales of a row differ too much; export the everyday profile",
     )
 

@@ -1,4 +1,4 @@
-"""What the exact program has to know of the weights: the unit of each row, how many digits hold a matrix, and bounds."""
+"""What the exact program has to know of weights: the unit of each row, how many digits hold a matrix, and bounds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
