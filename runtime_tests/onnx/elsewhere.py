@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-from edgeqaf.errors import EdgeqafError
+from edgeqaf.errors import EdgeqafError, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Availability, Configuration, RuntimeOptions
 from runtime_tests.onnx import places
 from runtime_tests.onnx.session import OnnxSession
@@ -41,7 +41,7 @@ class Elsewhere:
         """Start the place's worker, which ends with the block."""
         place, way = self._ways[configuration]
         with places.find(place, options.places).open() as engine:
-            yield way.session(artifact.path, engine.load, options.threads)
+            yield way.session(artifact.path, engine.load, options.threads, unfused=RuntimeAbsent)  # an older version
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
-from edgeqaf.errors import Refused
+from edgeqaf.errors import EdgeqafError, Refused
 from edgeqaf.protocols import Stored
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests.onnx import cut
@@ -40,11 +40,11 @@ class OnnxSession:
 
     load:    loads a model, given as its path or its bytes; raises whatever its runtime does.
     setting: how every model is loaded.
-    fused:   a linear that does not become MatMulNBits is refused.
+    unfused: the error for a linear that does not become MatMulNBits; None if it need not.
     """
 
-    def __init__(self, folder: Path, load: Load, setting: Setting, fused: bool) -> None:
-        self._folder, self._load, self._setting, self._fused = folder.resolve(), load, setting, fused
+    def __init__(self, folder: Path, load: Load, setting: Setting, unfused: type[EdgeqafError] | None = None) -> None:
+        self._folder, self._load, self._setting, self._unfused = folder.resolve(), load, setting, unfused
         self._cut: tuple[str, Loaded] | None = None  # the last linear, kept for the next call
 
     def weights(self, stored: Stored) -> Floats:
@@ -55,11 +55,11 @@ class OnnxSession:
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """The runtime's own matmul: x [m, in] -> [m, out].
 
-        Raises Refused if the kernel should be a fused one and ONNX Runtime did not fuse.
+        Raises ``unfused`` if the kernel should be a fused one and ONNX Runtime did not fuse.
         """
         if self._cut is None or self._cut[0] != stored.name:
             graph = cut.linear(self._proto, stored.name)
-            self._cut = (stored.name, self._seen_fused(graph, stored.name) if self._fused else self._loaded(graph))
+            self._cut = (stored.name, self._seen_fused(graph, stored.name) if self._unfused else self._loaded(graph))
         loaded = self._cut[1]
         (name,) = loaded.inputs
         chunks = np.array_split(np.ascontiguousarray(x, np.float32), -(-len(x) // ROWS))  # even, so never one row left
@@ -145,8 +145,8 @@ class OnnxSession:
             else:
                 kernels = [node.op_type for node in onnx.load(str(optimized), load_external_data=False).graph.node]
                 fused = "MatMulNBits" in kernels and "DequantizeLinear" not in kernels
-        if not fused:
-            raise Refused(
+        if self._unfused and not fused:
+            raise self._unfused(
                 f"{name}: ONNX Runtime did not fuse it, it runs {', '.join(kernels)}",
                 "this build cannot verify fused kernels; use the version in constraints.txt",
             )

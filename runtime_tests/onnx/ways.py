@@ -8,6 +8,7 @@ default, also rounds activations to 8 bits per block, where the processor has a 
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeqaf.errors import EdgeqafError, Refused
 from edgeqaf.protocols import Configuration, Form
 from runtime_tests.onnx.session import Load, OnnxSession
 from runtime_tests.onnx.worker import Setting
@@ -24,9 +25,9 @@ class Way:
     setting: Setting
     fused: bool = False
 
-    def session(self, folder: Path, load: Load, threads: int) -> OnnxSession:
-        """An exported folder, computed in this way by what ``load`` loads."""
-        return OnnxSession(folder, load, {**self.setting, "threads": threads}, self.fused)
+    def session(self, folder: Path, load: Load, threads: int, unfused: type[EdgeqafError] = Refused) -> OnnxSession:
+        """An exported folder, computed in this way by what ``load`` loads. unfused: raised where it should and did not."""
+        return OnnxSession(folder, load, {**self.setting, "threads": threads}, unfused if self.fused else None)
 
 
 def way(name: str, setting: Setting, *, int8: bool = False, split_zero: bool = False, fused: bool = False) -> Way:

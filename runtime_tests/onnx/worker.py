@@ -15,7 +15,7 @@ import json
 import os
 import struct
 import sys
-from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Tuple, TypedDict, Union  # noqa: UP035 (older Pythons)
+from typing import IO, Any, Dict, List, Mapping, Optional, Tuple, TypedDict, Union  # noqa: UP035 (older Pythons)
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def load(model: Union[str, bytes], setting: Setting) -> Loaded:  # noqa: UP007
     return Loaded(session)
 
 
-def write(stream: BinaryIO, message: Mapping[str, Any], arrays: Optional[Arrays] = None) -> None:  # noqa: UP045
+def write(stream: IO[bytes], message: Mapping[str, Any], arrays: Optional[Arrays] = None) -> None:  # noqa: UP045
     """Send one message."""
     whole = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in (arrays or {}).items()}
     listed = [[name, a.dtype.name, list(a.shape)] for name, a in whole.items()]
@@ -96,7 +96,7 @@ def write(stream: BinaryIO, message: Mapping[str, Any], arrays: Optional[Arrays]
     stream.flush()
 
 
-def read(stream: BinaryIO) -> Optional[Tuple[Dict[str, Any], Arrays]]:  # noqa: UP006, UP045
+def read(stream: IO[bytes]) -> Optional[Tuple[Dict[str, Any], Arrays]]:  # noqa: UP006, UP045
     """Receive one message, or None at the end of the stream."""
     start = stream.read(LENGTH.size)
     if len(start) < LENGTH.size:
@@ -109,7 +109,7 @@ def read(stream: BinaryIO) -> Optional[Tuple[Dict[str, Any], Arrays]]:  # noqa: 
     return message, arrays
 
 
-def serve(source: BinaryIO, sink: BinaryIO) -> None:
+def serve(source: IO[bytes], sink: IO[bytes]) -> None:
     """Answer messages until the stream ends."""
     sessions: Dict[int, Loaded] = {}  # noqa: UP006
     while True:

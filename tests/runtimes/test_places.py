@@ -145,12 +145,17 @@ def test_runtimes_elsewhere_are_asked_when_the_user_says_where():
 
 @pytest.mark.parametrize(("name", "configuration"), ways())
 def test_every_weight_is_read_back(name: str, configuration: Configuration, artifact: Artifact, places: Path):
-    """R1 and R2: exact in every place; what a place cannot run is refused or absent, and never exact."""
+    """R1 and R2: exact in every place; 1.24 has no fused kernel for codes of 8 bits, and is absent there."""
     options = RuntimeOptions(places=places)
     if (absent := plugins.find("runtimes", name).availability(options)).version is None:
         pytest.skip(absent.reason)
     expected = {n: q for n, _, q in artifact.quantized()}
-    checks = ladder.climb(ladder.Job(name, configuration, artifact, expected, options)).checks
+    job = ladder.Job(name, configuration, artifact, expected, options)
+    if name == "onnxruntime_1_24" and "fused" in configuration.name and next(iter(expected.values())).grid.bits == 8:
+        with pytest.raises(RuntimeAbsent, match="did not fuse it, it runs DequantizeLinear, MatMul"):
+            ladder.climb(job)
+        return
+    checks = ladder.climb(job).checks
     assert [(c.rung, c.verdict, c.first) for c in checks] == [("R1", Verdict.EXACT, None), ("R2", Verdict.EXACT, None)]
 
 
