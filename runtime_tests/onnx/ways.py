@@ -26,7 +26,7 @@ class Way:
     fused: bool = False
 
     def session(self, folder: Path, load: Load, threads: int, unfused: type[EdgeqafError] = Refused) -> OnnxSession:
-        """An exported folder, computed in this way by what ``load`` loads. unfused: raised where it should and did not."""
+        """An exported folder, computed in this way by what ``load`` loads; ``unfused`` is raised where it was not."""
         return OnnxSession(folder, load, {**self.setting, "threads": threads}, unfused if self.fused else None)
 
 
