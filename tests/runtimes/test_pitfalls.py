@@ -117,6 +117,16 @@ def eight_bits_unfused(at):
         assert (error(run(engine, graph, {}), run(engine, graph, OFF)) > 1e-3) == fused
 
 
+def eight_bits_on_dot_products(at):
+    """One input of 127 is divided by 1 and multiplied by one weight: nothing needs to round."""
+    x = np.zeros((5, INPUTS), np.float32)
+    x[:, 7] = 127
+    exact = at("here").load(pair(codes=TensorProto.INT8), OFF).run({"x": x})["y"]
+    for name, off in (("cortex-a76", 1e-7), ("armv9", 0)):
+        found = at(name).load(pair(codes=TensorProto.INT8), {}).run({"x": x})["y"]
+        assert 1e-4 > error(found, exact) >= off
+
+
 def block_512_zeros(at):
     engine = at("1.24")
     assert np.abs(run(engine, pair(512), OFF)).max() > 1
@@ -177,6 +187,7 @@ def openvino_divides(at):
 
 SHOWN = {
     "default-level-4": default_level_4, "level-4-in-float32": level_4_in_float32, "8-bit-unfused": eight_bits_unfused,
+    "8-bit-on-dot-products": eight_bits_on_dot_products,
     "block-512-zeros": block_512_zeros, "block-512-refused": block_512_refused,
     "scales-not-constant": scales_not_constant, "float16-extended": float16_extended, "opset-27": opset_27,
     "openvino-rounds": openvino_rounds, "openvino-divides": openvino_divides,
