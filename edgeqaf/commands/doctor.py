@@ -22,6 +22,7 @@ def command(llama_lib: LlamaLib = None, places: PlacesFolder = None, json: Json 
     from edgeqaf import __version__, plugins
     from edgeqaf.console import emit, say, table
     from edgeqaf.protocols import Runtime, RuntimeOptions
+    from runtime_tests import pitfalls
 
     packages = {name: _version(name) for name in PACKAGES}
     table("Packages", ("package", "version"), [(n, v or "absent") for n, v in packages.items()])
@@ -32,6 +33,9 @@ def command(llama_lib: LlamaLib = None, places: PlacesFolder = None, json: Json 
         runtimes[name] = {"version": available.version, "reason": available.reason, "reads": runtime.reads}
     rows = [(n, r["version"] or f"absent: {r['reason']}", r["reads"] or "any artifact") for n, r in runtimes.items()]
     table("Runtimes", ("runtime", "version", "reads"), rows)
+    for name, about in runtimes.items():
+        for pitfall in pitfalls.of(pitfalls.Case(name, about["version"] or "", "", frozenset())):
+            say(f"known of {name}: {pitfall}")
     for kind in ("exporters", "commands"):
         plugins.names(kind)  # raises ShadowedPackage where another distribution owns the name
     machine: dict[str, Any] = {

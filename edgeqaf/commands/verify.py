@@ -28,6 +28,7 @@ def command(
     from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
     from edgeqaf.staging import staged
+    from runtime_tests import pitfalls
     from runtime_tests import verify as verification
 
     target = output or dist / "verify.json"
@@ -39,7 +40,10 @@ def command(
         options = RuntimeOptions(llama_lib, threads, places=places)
         report = verification.verify(opened, names, options, advance, expected)
     verification.show(report)
-    result = {"root": opened.receipt["root"], **report.as_json()}
+    met = pitfalls.met(opened.artifacts, names, options)
+    for what, runs in met.items():
+        say(f"known of {', '.join(runs)}: {what}")
+    result = {"root": opened.receipt["root"], **report.as_json(), "known": met}
     with staged(target, force=True) as part:
         write_json(part, result)
     if json:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
-from edgeqaf.errors import EdgeqafError, Refused
+from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
 from edgeqaf.protocols import Stored
+from edgeqaf.qtensor import QTensor
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests.onnx import cut
 from runtime_tests.onnx.worker import Setting
@@ -42,10 +43,15 @@ class OnnxSession:
     load:    loads a model, given as its path or its bytes; raises whatever its runtime does.
     setting: how every model is loaded.
     unfused: the error for a linear that does not become MatMulNBits; None if it need not.
+    unproven: widths of codes of which no answer of `linear` can be foretold.
     """
 
-    def __init__(self, folder: Path, load: Load, setting: Setting, unfused: type[EdgeqafError] | None = None) -> None:
+    def __init__(
+        self, folder: Path, load: Load, setting: Setting, unfused: type[EdgeqafError] | None = None,
+        unproven: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         self._folder, self._load, self._setting, self._unfused = folder.resolve(), load, setting, unfused
+        self._unproven = unproven
         self._cut: tuple[str, Loaded] | None = None  # the last linear, kept for the next call
 
     def weights(self, stored: Stored) -> Floats:
@@ -56,8 +62,11 @@ class OnnxSession:
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """The runtime's own matmul: x [m, in] -> [m, out].
 
-        Raises ``unfused`` if the kernel should be a fused one and ONNX Runtime did not fuse.
+        Raises ``unfused`` if the kernel should be a fused one and ONNX Runtime did not fuse, RuntimeAbsent if nobody
+        can tell what it should answer.
         """
+        if isinstance(stored.tensor, QTensor) and (bits := stored.tensor.grid.bits) in self._unproven:
+            raise RuntimeAbsent(f"the order in which this kernel adds up codes of {bits} bits is not known")
         if self._cut is None or self._cut[0] != stored.name:
             graph = cut.linear(self._proto, stored.name, self._setting.get("config", {}).get(LEVEL, "1"))
             self._cut = (stored.name, self._seen_fused(graph, stored.name) if self._unfused else self._loaded(graph))

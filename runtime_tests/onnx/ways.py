@@ -7,6 +7,7 @@ default, also rounds activations to 8 bits per block, where the processor has a 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeqaf.errors import EdgeqafError, Refused
 from edgeqaf.protocols import Configuration, Form
@@ -18,28 +19,31 @@ from runtime_tests.onnx.worker import Setting
 class Way:
     """What the kernels do (`Configuration`), and what makes ONNX Runtime take them.
 
-    fused: the linear must be seen to become MatMulNBits.
+    fused:    the linear must be seen to become MatMulNBits.
+    unproven: widths of codes, in bits, whose kernel has a written form that is not known (`protocols.Form`).
     """
 
     configuration: Configuration
     setting: Setting
     fused: bool = False
+    unproven: tuple[int, ...] = ()
 
     def session(self, folder: Path, load: Load, threads: int, unfused: type[EdgeqafError] = Refused) -> OnnxSession:
-        """An exported folder, computed in this way by what ``load`` loads. unfused: raised where it did not fuse."""
-        return OnnxSession(folder, load, {**self.setting, "threads": threads}, unfused if self.fused else None)
+        """An exported folder, computed in this way by what ``load`` loads; ``unfused`` is raised where it was not."""
+        setting: Setting = {**self.setting, "threads": threads}
+        return OnnxSession(folder, load, setting, unfused if self.fused else None, self.unproven)
 
 
-def way(name: str, setting: Setting, *, int8: bool = False, split_zero: bool = False, fused: bool = False) -> Way:
-    """A way under its name. int8, split_zero: as in `Configuration`."""
-    return Way(Configuration(name, int8, Form.TWO_TERM, split_zero), setting, fused)
+def way(name: str, setting: Setting, *, int8: bool = False, split_zero: bool = False, **more: Any) -> Way:
+    """A way under its name. int8, split_zero: as in `Configuration`; more: of `Way`."""
+    return Way(Configuration(name, int8, Form.TWO_TERM, split_zero), setting, **more)
 
 
-def all_ways(int8: bool = True) -> tuple[Way, ...]:
-    """The three. int8: whether level 4 has a kernel that rounds activations."""
+def all_ways(int8: bool = True, unproven: tuple[int, ...] = ()) -> tuple[Way, ...]:
+    """The three. int8: whether level 4 has a kernel that rounds activations; unproven: as in `Way`, of that kernel."""
     levels: dict[str, Setting] = {n: {"config": {LEVEL: n}} for n in ("1", "4")}
     return (
         way("off", {"level": "off", "arena": False}),  # with an arena every decoded weight stays in memory
         way("fused level 1", levels["1"], fused=True),
-        way("fused level 4", levels["4"], int8=int8, split_zero=int8, fused=True),
+        way("fused level 4", levels["4"], int8=int8, split_zero=int8, fused=True, unproven=unproven),
     )

@@ -21,8 +21,8 @@ def test_every_integer_is_its_digits(count: int):
     values = np.arange(-most, most + 1)[None]
     made = digits.split(values, count)
     assert made.dtype == np.int8
-    assert (made.min() >= -64)
-    assert (made.max() <= 63)
+    assert made.min() >= -64
+    assert made.max() <= 63
     assert np.array_equal(digits.join(made), values)
 
 

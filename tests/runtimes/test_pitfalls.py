@@ -1,0 +1,220 @@
+"""Every pitfall that was seen is seen again, in versions that its entry names; where it is gone, the table is wrong."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edgeqaf import plugins
+from edgeqaf.errors import Refused, RuntimeAbsent
+from runtime_tests.onnx import places
+from runtime_tests.onnx.places import Engine
+from runtime_tests.pitfalls import PITFALLS, Case, of
+
+INPUTS, OUT = 1024, 64
+LEVEL_1 = {"config": {"session.qdq_matmulnbits_accuracy_level": "1"}}
+OFF = {"level": "off"}
+BITS = {TensorProto.UINT4: 4, TensorProto.INT8: 8}
+
+
+@pytest.fixture
+def at(places: Path) -> Iterator[Callable[[str], Engine]]:
+    """Opens a place, or skips the test, naming what is absent."""
+    from contextlib import ExitStack
+
+    with ExitStack() as opened:
+
+        def open_place(name: str) -> Engine:
+            try:
+                return opened.enter_context(find(name, places).open())
+            except RuntimeAbsent as absent:
+                pytest.skip(f"{absent}: {absent.remedy}")
+
+        yield open_place
+
+
+def find(name: str, folder: Path) -> places.Place:
+    return places.find(name, folder)
+
+
+def pair(
+    block: int = 32, codes: int = TensorProto.UINT4, floats: int = TensorProto.FLOAT, opset: int = 21, version: int = 10
+) -> bytes:
+    """DequantizeLinear on axis 0, then MatMul."""
+    rng, blocks = np.random.default_rng(0), INPUTS // block
+    scale = rng.uniform(0.005, 0.015, (blocks, OUT)).astype(np.float16)
+    scale = scale if floats == TensorProto.FLOAT16 else scale.astype(np.float32)
+    packed = rng.integers(0, 256, INPUTS * OUT * BITS[codes] // 8, dtype=np.uint8)
+    tensors = [
+        helper.make_tensor("codes", codes, [INPUTS, OUT], packed.tobytes(), raw=True),
+        helper.make_tensor("scale", floats, [blocks, OUT], scale.tobytes(), raw=True),
+    ]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"], axis=0, block_size=block),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, floats, ["m", size]) for n, size in (("x", INPUTS), ("y", OUT)))
+    return model([x], y, nodes, tensors, opset, version)
+
+
+def kernel(level: int, constant: bool) -> tuple[bytes, dict[str, np.ndarray]]:
+    """MatMulNBits itself, and what it is fed besides x."""
+    rng, blocks = np.random.default_rng(0), INPUTS // 32
+    codes = rng.integers(0, 256, (OUT, blocks, 16), dtype=np.uint8)
+    scale = rng.uniform(0.005, 0.015, (OUT, blocks)).astype(np.float32)
+    tensors = [helper.make_tensor("codes", TensorProto.UINT8, codes.shape, codes.tobytes(), raw=True)]
+    read = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", INPUTS])]
+    if constant:
+        tensors.append(helper.make_tensor("scale", TensorProto.FLOAT, scale.shape, scale.tobytes(), raw=True))
+    else:
+        read.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, scale.shape))
+    shape = {"K": INPUTS, "N": OUT, "bits": 4, "block_size": 32, "accuracy_level": level}
+    node = helper.make_node("MatMulNBits", ["x", "codes", "scale"], ["y"], domain="com.microsoft", **shape)
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", OUT])
+    return model(read, made, [node], tensors, 21, 10), {} if constant else {"scale": scale}
+
+
+def model(read: list[Any], made: Any, nodes: list[Any], tensors: list[Any], opset: int, version: int) -> bytes:
+    graph = helper.make_graph(nodes, "g", read, [made], tensors)
+    domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    whole: onnx.ModelProto = helper.make_model(graph, opset_imports=domains, ir_version=version)
+    return whole.SerializeToString()
+
+
+def run(engine: Engine, graph: bytes, setting: Any, rows: int = 5, **more: np.ndarray) -> np.ndarray:
+    """y for the same random x, float32."""
+    given = np.random.default_rng(1).standard_normal((rows, INPUTS)).astype(more.pop("dtype", np.float32))
+    result: np.ndarray = engine.load(graph, setting).run({"x": given, **more})["y"]
+    return result.astype(np.float32)
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, by the largest value expected."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def default_level_4(at):
+    for name in ("1.24", "here", "1.32"):
+        engine = at(name)
+        expected = run(engine, pair(), OFF)
+        assert error(run(engine, pair(), LEVEL_1), expected) < 1e-5 < 1e-3 < error(run(engine, pair(), {}), expected)
+
+
+def level_4_in_float32(at):
+    for name in ("web", "sse", "avx", "cortex-a72"):
+        engine = at(name)
+        assert np.array_equal(run(engine, pair(), {}), run(engine, pair(), LEVEL_1))
+
+
+def eight_bits_unfused(at):
+    graph = pair(codes=TensorProto.INT8)
+    for name, fused in (("1.24", False), ("here", True), ("1.32", True)):
+        engine = at(name)
+        assert (error(run(engine, graph, {}), run(engine, graph, OFF)) > 1e-3) == fused
+
+
+def eight_bits_on_dot_products(at):
+    """One input of 127 is divided by 1 and multiplied by one weight: nothing needs to round."""
+    x = np.zeros((5, INPUTS), np.float32)
+    x[:, 7] = 127
+    exact = at("here").load(pair(codes=TensorProto.INT8), OFF).run({"x": x})["y"]
+    for name, off in (("cortex-a76", 1e-7), ("armv9", 0)):
+        found = at(name).load(pair(codes=TensorProto.INT8), {}).run({"x": x})["y"]
+        assert 1e-4 > error(found, exact) >= off
+
+
+def block_512_zeros(at):
+    engine = at("1.24")
+    assert np.abs(run(engine, pair(512), OFF)).max() > 1
+    assert not run(engine, pair(512), {}).any()
+
+
+def block_512_refused(at):
+    fusing = {"config": {"session.enable_dq_matmulnbits_fusion": "1"}}
+    with pytest.raises(Refused, match="Exception during initialization"):
+        run(at("here"), pair(512), fusing)
+    newer = at("1.32")
+    assert error(run(newer, pair(512), fusing), run(newer, pair(512), OFF)) < 0.02
+
+
+def scales_not_constant(at):
+    for name in ("1.24", "here", "1.32"):
+        engine = at(name)
+        graph, scale = kernel(4, constant=False)
+        assert np.abs(run(engine, kernel(4, constant=True)[0], {})).max() > 1
+        assert not run(engine, graph, {}, **scale).any()
+        graph, scale = kernel(1, constant=False)
+        assert np.abs(run(engine, graph, {}, **scale)).max() > 1
+
+
+def float16_extended(at):
+    graph = pair(floats=TensorProto.FLOAT16)
+    for name in ("here", "1.32"):
+        engine = at(name)
+        expected = run(engine, graph, OFF, dtype=np.float16)
+        assert not run(engine, graph, {"level": "extended"}, dtype=np.float16).any()
+        assert error(run(engine, graph, {"level": "all"}, dtype=np.float16), expected) < 0.02
+
+
+def opset_27(at):
+    for name in ("1.24", "here"):
+        engine = at(name)
+        for graph in (pair(opset=27), pair(version=14)):
+            with pytest.raises(Refused):
+                run(engine, graph, OFF)
+    assert run(at("1.32"), pair(opset=27), OFF).any()
+
+
+def openvino_rounds(at):
+    expected = run(at("here"), pair(), OFF)
+    assert error(run(at("openvino-float32"), pair(), {}), expected) < 1e-5
+    assert error(run(at("openvino-dynamic"), pair(), {}), expected) > 1e-3
+
+
+def openvino_divides(at):
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["m", INPUTS]) for n in ("x", "y"))
+    d = helper.make_tensor_value_info("d", TensorProto.FLOAT, ["m", 1])
+    graph = model([x, d], y, [helper.make_node("Div", ["x", "d"], ["y"])], [], 21, 10)
+    divisor = np.random.default_rng(2).uniform(1, 2, (5, 1)).astype(np.float32)
+    given = np.random.default_rng(1).standard_normal((5, INPUTS)).astype(np.float32)
+    assert np.array_equal(run(at("here"), graph, {}, d=divisor), given / divisor)
+    assert not np.array_equal(run(at("openvino-float32"), graph, {}, d=divisor), given / divisor)
+
+
+SHOWN = {
+    "default-level-4": default_level_4, "level-4-in-float32": level_4_in_float32, "8-bit-unfused": eight_bits_unfused,
+    "8-bit-on-dot-products": eight_bits_on_dot_products,
+    "block-512-zeros": block_512_zeros, "block-512-refused": block_512_refused,
+    "scales-not-constant": scales_not_constant, "float16-extended": float16_extended, "opset-27": opset_27,
+    "openvino-rounds": openvino_rounds, "openvino-divides": openvino_divides,
+}  # fmt: skip
+
+
+def test_what_was_seen_has_a_test_and_what_was_not_has_none():
+    assert {p.name for p in PITFALLS if p.seen} == SHOWN.keys()
+    assert len({p.name for p in PITFALLS}) == len(PITFALLS)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_it_is_still_there(name: str, at: Callable[[str], Engine]):
+    SHOWN[name](at)
+
+
+def names(runtime: str, version: str, configuration: str, grid: str) -> set[str]:
+    return {p.name for p in of(Case(runtime, version, configuration, frozenset({plugins.find("grids", grid)})))}
+
+
+def test_a_run_is_told_of_what_concerns_it_and_of_nothing_else():
+    assert names("onnxruntime", "1.31.1", "fused level 4", "q4_0") == {"default-level-4"}
+    assert names("onnxruntime", "1.31.1", "off", "q4_0") == set()
+    assert names("onnxruntime_x86", "1.31.1", "avx2 fused level 4", "q4_0") == {"default-level-4"}
+    assert names("onnxruntime_x86", "1.31.1", "avx fused level 4", "q4_0") == {"level-4-in-float32"}
+    assert names("onnxruntime_arm", "1.31.1", "cortex-a72 fused level 4", "q4_0") == {"level-4-in-float32"}
+    assert "8-bit-unfused" in names("onnxruntime_1_24", "1.24.4", "fused level 1", "q8_0")
+    assert "avx2-one-row" in names("onnxruntime_1_24", "1.24.4", "fused level 4", "uint4")
+    assert names("onnxruntime_openvino", "1.24.1", "openvino-float32 whole", "q4_0") == {"openvino-divides"}
+    assert names("torch_cpu", "2.13.0", "float32", "q8_0") == names("llama_cpp", "", "plain", "q8_0") == set()
