@@ -15,12 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from edgeqaf.exportoptions import ExportOptions, OnnxOptions
-from edgeqaf.protocols import Artifact
 from edgeqaf.quantize import quantize
 from exporters.onnx import exporter
-from runtime_tests.runtimes.onnxruntime import OnnxRuntimeSession
+from runtime_tests.onnx import worker
+from runtime_tests.onnx.ways import all_ways
 
-CASES = {"float": ("float", "1"), "int8 in the graph": ("int8", "1"), "float, level 4": ("float", "4")}
+WAYS = {way.configuration.name: way for way in all_ways()}
+CASES = {
+    "float": ("float", "fused level 1"),
+    "int8 in the graph": ("int8", "fused level 1"),
+    "float, level 4": ("float", "fused level 4"),
+}
 
 
 def main() -> None:
@@ -31,10 +36,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         base = quantize(asked.model, Path(place) / "base", "q4_0", "rtn")
         reference: list[np.ndarray] = []
-        for name, (activations, level) in CASES.items():
+        for name, (activations, way) in CASES.items():
             options = ExportOptions(onnx=OnnxOptions(activations=activations))  # type: ignore[arg-type]
             path = exporter.export(replace(base, asked=options), Path(place) / name)
-            session = OnnxRuntimeSession(Artifact("onnx", path, {}, path).path, level, 1)
+            session = WAYS[way].session(path, worker.load, 1)
             ids = session.encode(asked.text.read_text("utf-8")[:60_000])
             windows = [ids[i : i + 256] for i in range(0, len(ids) - 256, 256)][:20]
             losses, chosen = [], []
