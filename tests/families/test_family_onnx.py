@@ -222,8 +222,8 @@ def test_the_kind_of_each_layer_counts(name: str, made: Callable[[str], Exported
     case = made(name)
     tensors = sorted(case.model.tensors.items())
     kept = {n: (tuple(t.shape), t.grid if isinstance(t, QTensor) else None) for n, t in tensors}
-    swapped = graph.build(replace(case.traced, layers=case.traced.layers[::-1]), kept)
-    (tmp_path / graph.MODEL).write_bytes(swapped.SerializeToString())
+    swapped = graph.build(replace(case.traced, layers=case.traced.layers[::-1]), kept, case.model.asked.onnx)
+    (tmp_path / graph.MODEL).write_bytes(swapped)
     (tmp_path / graph.DATA).hardlink_to(case.path / graph.DATA)
     found = Decoder(session(tmp_path, "off")).step(case.tokens[None])[0]
     assert apart(case.expected, found) > 1e-3
