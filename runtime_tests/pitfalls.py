@@ -113,14 +113,15 @@ PITFALLS = (
     ),
     Pitfall(
         "scales-not-constant",
-        "MatMulNBits at accuracy level 4 gives all zeros when its scales are not a constant, on x86 from AVX2 on",
+        "MatMulNBits at accuracy level 4 gives what memory holds, often all zeros, when its scales are not a constant, "
+        "on x86 from AVX2 on",
         "no thread known; seen here",
         ("1.24.4", "1.32.0"),
     ),
     Pitfall(
         "float16-extended",
-        "a float16 model gives all zeros at ORT_ENABLE_EXTENDED: a Cast comes between its scales and MatMulNBits at "
-        "accuracy level 4; ORT_ENABLE_ALL computes it. Seen in 1.28.0 and from 1.30.0 on, not in 1.29.0",
+        "a float16 model gives what memory holds, often zeros, at ORT_ENABLE_EXTENDED: a Cast comes between its scales "
+        "and MatMulNBits at accuracy level 4; ORT_ENABLE_ALL computes it. Seen in 1.28.0 and from 1.30.0 on, not in 1.29.0",
         "no thread known; seen here",
         ("1.30.0", "1.32.0"),
     ),

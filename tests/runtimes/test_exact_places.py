@@ -13,7 +13,7 @@ from exporters.onnx.exact.build import write
 from runtime_tests.interpreter import Program
 from runtime_tests.onnx import places as known
 
-QUICK = ("here", "1.24", "sse", "web")
+QUICK = ("here", "1.24", "web")
 OTHERWISE = {n: "it computes float64 in float32" for n in known.names() if n.startswith("openvino")}
 
 

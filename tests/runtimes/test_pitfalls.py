@@ -145,8 +145,9 @@ def scales_not_constant(at):
     for name in ("1.24", "here", "1.32"):
         engine = at(name)
         graph, scale = kernel(4, constant=False)
-        assert np.abs(run(engine, kernel(4, constant=True)[0], {})).max() > 1
-        assert not run(engine, graph, {}, **scale).any()
+        right = run(engine, kernel(4, constant=True)[0], {})
+        assert np.abs(right).max() > 1
+        assert not (np.abs(run(engine, graph, {}, **scale) - right) < 1).all()  # memory as it was found, often zeros
         graph, scale = kernel(1, constant=False)
         assert np.abs(run(engine, graph, {}, **scale)).max() > 1
 
@@ -156,7 +157,8 @@ def float16_extended(at):
     for name in ("here", "1.32"):
         engine = at(name)
         expected = run(engine, graph, OFF, dtype=np.float16)
-        assert not run(engine, graph, {"level": "extended"}, dtype=np.float16).any()
+        found = run(engine, graph, {"level": "extended"}, dtype=np.float16)
+        assert not (np.abs(found.astype(np.float32) - expected) < 0.1).all()
         assert error(run(engine, graph, {"level": "all"}, dtype=np.float16), expected) < 0.02
 
 

@@ -1,6 +1,6 @@
 """ONNX Runtime elsewhere: what a place owes, in each place there is; what is absent is skipped by name.
 
-The quick ones (another version, WebAssembly, a processor without AVX2) run always, the others in `make matrix`.
+The quick ones (another version, WebAssembly) run always, the others in `make matrix`.
 """
 
 import pickle
@@ -23,8 +23,8 @@ from runtime_tests.onnx.places import Engine
 from runtime_tests.verify import parse_runtimes
 
 ELSEWHERE = [name for name in plugins.names("runtimes") if name not in ladder.at_home()]
-QUICK_PLACES = ("here", "1.24", "sse", "web")
-QUICK = {"onnxruntime_1_24": "", "onnxruntime_web": "", "onnxruntime_x86": "sse"}
+QUICK_PLACES = ("here", "1.24", "web")
+QUICK = {"onnxruntime_1_24": "", "onnxruntime_web": ""}
 EXPORTER = plugins.find("exporters", "onnx")
 ABSENT_AT_8_BITS = {
     ("onnxruntime_1_24", "fused level 1"): "did not fuse it, it runs DequantizeLinear, MatMul",
