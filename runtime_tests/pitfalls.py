@@ -121,7 +121,7 @@ PITFALLS = (
     Pitfall(
         "float16-extended",
         "a float16 model gives what memory holds, often zeros, at ORT_ENABLE_EXTENDED: a Cast comes between its scales "
-        "and MatMulNBits at accuracy level 4; ORT_ENABLE_ALL computes it. Seen in 1.28.0 and from 1.30.0, not in 1.29.0",
+        "and MatMulNBits at accuracy level 4; ORT_ENABLE_ALL computes it. Seen in 1.28.0, from 1.30.0, not in 1.29.0",
         "no thread known; seen here",
         ("1.30.0", "1.32.0"),
     ),
