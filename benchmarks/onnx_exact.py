@@ -16,38 +16,29 @@ from typing import Any
 
 import numpy as np
 import synthetic
-from onnx_levels import WINDOW, log_softmax, run
+from onnx_levels import WINDOW, log_softmax, run, session
 
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Tensor
-from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.source import EMBEDDING, HEAD
 from edgeqaf.tokenizer import Tokenizer
 from exporters.onnx import exporter
 from exporters.onnx.exact.build import write
+from exporters.onnx.exact.measure import values
 
 PROMPT, STEPS = 64, 8
 BITS = {"exact, 16 bits": 16, "exact, 8 bits": 8}
 
 
-def session(folder: Path, level: str, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-    return onnxruntime.InferenceSession(folder / "model.onnx", options)
-
-
 def programs(model: QModel, place: Path, threads: int) -> dict[str, Any]:
     """Sessions by name; the everyday one at level 1 is the first."""
     everyday = exporter.export(model, place / "everyday")
-    found = {f"everyday, level {level}": session(everyday, level, threads) for level in "14"}
+    found = {f"everyday, level {level}": session(everyday / "model.onnx", level, threads) for level in "14"}
     for name, bits in BITS.items():
         (place / name).mkdir()
         write(model, place / name, bits)
-        found[name] = session(place / name, "1", threads)
+        found[name] = session(place / name / "model.onnx", "1", threads)
     return found
 
 
@@ -92,12 +83,8 @@ def random_model(shape: str, place: Path) -> QModel:
     """The ends in float32, as quantizing a float model leaves them."""
     config = synthetic.companions(place, shape)
     made = synthetic.Random(config, plugins.find("grids", "q4_0"))
-    tensors: dict[str, Tensor] = {n: _float(made[n]) if n in (EMBEDDING, HEAD) else made[n] for n in made}
+    tensors: dict[str, Tensor] = {n: values(made[n]) if n in (EMBEDDING, HEAD) else made[n] for n in made}
     return QModel(config, tensors, place)
-
-
-def _float(tensor: Tensor) -> Tensor:
-    return decode(tensor) if isinstance(tensor, QTensor) else tensor
 
 
 def main() -> None:

@@ -20,11 +20,11 @@ from tokenizers import Tokenizer
 WINDOW, PROMPT, MADE = 256, 32, 64
 
 
-def session(folder: Path, level: str, threads: int) -> Any:
+def session(model: Path, level: str, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-    return onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", options)
+    return onnxruntime.InferenceSession(model, options)
 
 
 def run(session: Any, ids: np.ndarray, cache: list[np.ndarray] | None = None) -> list[np.ndarray]:
@@ -66,7 +66,7 @@ def main() -> None:
     asked = parser.parse_args()
     ids = np.array(Tokenizer.from_file(str(asked.dist / "onnx" / "tokenizer.json")).encode(asked.text.read_text()).ids)
     windows = ids[: len(ids) // WINDOW * WINDOW].reshape(-1, WINDOW)[: asked.windows]
-    one, four = (session(asked.dist, level, asked.threads) for level in "14")
+    one, four = (session(asked.dist / "onnx" / "model.onnx", level, asked.threads) for level in "14")
     losses, same, apart = np.zeros(2), 0, 0.0
     for window in windows:
         p, q = (log_softmax(run(s, window[None, :-1])[0][0]) for s in (one, four))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from edgeqaf.errors import Refused
 
+# UINT32 as int64, since PyTorch shifts no unsigned integers
 TYPES = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "INT64": torch.int64, "INT32": torch.int32,
          "UINT32": torch.int64, "UINT8": torch.uint8, "INT8": torch.int8, "BOOL": torch.bool}  # fmt: skip
 
@@ -122,7 +123,7 @@ def _squeeze(a: Mapping[str, Any], x: Tensor, axes: Tensor | None = None) -> Ten
 
 
 def _shape(a: Mapping[str, Any], x: Tensor) -> Tensor:
-    return torch.tensor(x.shape[a.get("start", 0) : a.get("end", x.ndim)], dtype=torch.int64)
+    return torch.tensor(x.shape[a.get("start", 0) : a.get("end", x.ndim)], dtype=torch.int64, device=x.device)
 
 
 def _quantize(a: Mapping[str, Any], x: Tensor, scale: Tensor, point: Tensor) -> Tensor:
@@ -208,6 +209,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "Range": _plain(lambda a, b, c: torch.arange(int(a), int(b), int(c), device=a.device)),
     "ReduceMax": _reduce_max,
     "ReduceSum": _reduce_sum,
+    "Relu": _plain(torch.relu),
     "Reshape": _reshape,
     "Round": _plain(torch.round),
     "Shape": _shape,

@@ -14,8 +14,9 @@ from test_family_onnx import LENGTH, LLAMA, MORE, SHORT, Decoder, Exported, apar
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
 from exporters.onnx.exact.build import write
+from exporters.onnx.exact.lower import KEPT
 from exporters.onnx.trace import trace
-from runtime_tests.interpreter import Program
+from runtime_tests.interpreter import OPERATIONS, Program
 
 QUICK = ("qwen3 yarn", "gemma 3 4B", "phi 3.5 mini, long")
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
@@ -51,6 +52,10 @@ def same(a: Floats, b: Floats) -> bool:
 def interpreted(exact: Exported, device: str) -> dict[str, Floats]:
     given = feed(Decoder(session(exact.path)), exact.tokens[None])
     return {name: value.cpu().numpy() for name, value in Program(exact.path / "model.onnx", device)(given).items()}
+
+
+def test_the_interpreter_has_all_that_is_kept():
+    assert set() == KEPT - OPERATIONS.keys()
 
 
 def test_runtime_and_interpreter_agree_bit_for_bit(exact: Exported):

@@ -24,7 +24,6 @@ KEPT = frozenset(
         "Cast",
         "Clip",
         "Concat",
-        "DequantizeLinear",
         "Div",
         "Equal",
         "Expand",
@@ -45,6 +44,7 @@ KEPT = frozenset(
         "Or",
         "Range",
         "ReduceMax",
+        "Relu",
         "Reshape",
         "Round",
         "Shape",
@@ -54,7 +54,6 @@ KEPT = frozenset(
         "Sqrt",
         "Squeeze",
         "Sub",
-        "Tile",
         "Transpose",
         "Unsqueeze",
         "Where",
@@ -103,6 +102,16 @@ class _Lowering:
         for node in traced.graph.node:
             if node.op_type == "MatMul" and (name := self._transposed.get(node.input[1])):
                 self._readers.setdefault(node.input[0], {})[name] = node.output[0]
+        self._special: Mapping[str, Callable[[Any], bool]] = {  # true: nothing is left to emit
+            "Cast": self._cast,
+            "Concat": self._concat,
+            "MatMul": self._matmul,
+            "Pow": self._pow,
+            "ReduceMean": self._reduce_mean,
+            "Reshape": self._reshape,
+            "Softmax": self._softmax,
+            "Transpose": self._transpose,
+        }
         self._shares: dict[str, tuple[str, str]] = {}  # value -> its weights and their sum
         self._constants = {c.name: _scalar(c) for c in traced.graph.initializer}
         self._widths = {v.name: v.type.tensor_type.shape.dim[-1].dim_value for v in _described(traced.graph)}
@@ -110,8 +119,7 @@ class _Lowering:
     def lower(self, node: Any) -> None:
         """Emit what computes the outputs of ``node``."""
         self.emit.scope(node.output[0])
-        special = getattr(self, f"_{node.op_type.lower()}", None)
-        if special is not None and special(node):
+        if node.op_type in self._special and self._special[node.op_type](node):
             return
         if node.op_type in FUNCTIONS:
             self._require(node, node.op_type != "Gelu" or _attribute(node, "approximate", b"none") == b"tanh")
@@ -194,7 +202,7 @@ class _Lowering:
         self.emit("Mul", x, x, out=node.output[0])
         return True
 
-    def _reducemean(self, node: Any) -> bool:
+    def _reduce_mean(self, node: Any) -> bool:
         elementary.mean(self.emit, node.input[0], self._widths[node.input[0]], node.output[0])
         return True
 
