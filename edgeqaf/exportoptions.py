@@ -1,13 +1,14 @@
 """What may be asked of an export; each exporter reads what bears on its own format."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 Profile = Literal["everyday", "exact"]
 Form = Literal["qdq", "matmulnbits"]
-Activations = Literal["float", "int8"]
+Activations = Literal["float", "int8", "int16"]
+ACTIVATIONS: Mapping[Profile, tuple[Activations, ...]] = {"everyday": ("float", "int8"), "exact": ("int16", "int8")}
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,11 @@ class OnnxOptions:
     """What the ONNX folder is made for.
 
     profile:        everyday: the program as transformers has it; exact: one that gives equal bits everywhere.
-    accuracy_level: at which ONNX Runtime's low-bit kernels compute, 0 to 4; at 4 they round activations to 8 bits.
-    form:           qdq: DequantizeLinear and MatMul, which ONNX defines; matmulnbits: ONNX Runtime's own operator.
-    activations:    int8: what enters a quantized linear is rounded to 8 bits by the graph itself.
+    accuracy_level: of the everyday profile, at which ONNX Runtime's low-bit kernels compute, 0 to 4; at 4 they round
+                    activations to 8 bits.
+    form:           of the everyday profile, qdq: DequantizeLinear and MatMul, which ONNX defines; matmulnbits: ONNX
+                    Runtime's own operator.
+    activations:    to what those that enter a linear are rounded by the graph itself, of `ACTIVATIONS`.
     """
 
     profile: Profile = "everyday"

@@ -68,6 +68,11 @@ class Artifact:
         """The Merkle root of its tensors."""
         return merkle_root(self.digests())
 
+    @property
+    def program(self) -> str:
+        """Which of its format's programs it is, where there are several; else ""."""
+        return str(getattr(self.tensors, "program", ""))
+
     def digests(self, title: str = "") -> dict[str, str]:
         """The digest of every tensor by name. title: of a progress bar, where there should be one."""
         if isinstance(self.tensors, ByRows):
@@ -146,12 +151,16 @@ class Configuration:
     offset_form:      how it computes grids with a float zero.
     split_zero:       on other grids, codes are held unsigned, and the zero point times the activations'
                       sum is a term of its own, rounded for itself.
+    exact_sums:       no sum rounds but at its end.
+    program:          which of its format's programs it runs (`Artifact.program`).
     """
 
     name: str
     int8_activations: bool
     offset_form: Form
     split_zero: bool = False
+    exact_sums: bool = False
+    program: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,7 @@ class Runtime(Protocol):
     """The artifact format it loads: an exporter's registry key; None if it takes the integers of any."""
 
     configurations: ClassVar[tuple[Configuration, ...]]
+    """Of every program that it runs; `fitting` has those for an artifact."""
 
     elsewhere: ClassVar[bool]
     """Whether it is outside this environment, and asked only if the user says where (`RuntimeOptions.places`)."""
@@ -217,3 +227,10 @@ class Runtime(Protocol):
         self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions
     ) -> AbstractContextManager[Session]:
         """Load the artifact."""
+
+
+def fitting(runtime: Runtime, artifact: Artifact) -> list[Configuration]:
+    """The configurations of ``runtime`` in which it runs an artifact; none for one of another format."""
+    if runtime.reads is None:
+        return list(runtime.configurations)
+    return [c for c in runtime.configurations if runtime.reads == artifact.format and c.program == artifact.program]

@@ -18,7 +18,7 @@ from edgeqaf.dist import open_dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.method import Baseline
 from edgeqaf.modeling import build
-from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions
+from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, fitting
 from edgeqaf.qtensor import QTensor
 from edgeqaf.quantizer import EachMatrix
 from edgeqaf.run import load_run
@@ -192,16 +192,16 @@ def _artifact(folder: Path, runtime_name: str, configuration: str | None, option
     if available.version is None:
         raise RuntimeAbsent(f"{name} is absent: {available.reason}", "install it, or score with another --runtime")
     dist = open_dist(folder)
-    artifacts = [a for a in dist.artifacts if runtime.reads in (None, a.format)]
+    artifacts = [a for a in dist.artifacts if fitting(runtime, a)]
     if not artifacts:
         raise Refused(
             f"{folder} has no artifact that {name} reads", f"export it with --format {runtime.reads or 'gguf'}"
         )
     _require_root(artifacts[0], dist.receipt["root"])
-    known = {c.name: c for c in runtime.configurations}
+    known = {c.name: c for c in fitting(runtime, artifacts[0])}
     if configuration is not None and configuration not in known:
         raise UsageError(f"{name} has no configuration {configuration!r}", f"known: {', '.join(known)}")
-    chosen = known[configuration] if configuration else runtime.configurations[-1]
+    chosen = known[configuration] if configuration else list(known.values())[-1]
 
     def ask(question: Callable[..., Iterator[Any]], *about: Any) -> Iterator[Any]:
         arguments = (name, artifacts[0], chosen, options, *about)

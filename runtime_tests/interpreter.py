@@ -22,18 +22,23 @@ TYPES = {"FLOAT": torch.float32, "DOUBLE": torch.float64, "INT64": torch.int64, 
 
 
 class Program:
-    """A model file, its weights on ``device``. Call it with a mapping of inputs for a mapping of all outputs."""
+    """A model, its weights on ``device``. Call it with a mapping of inputs for a mapping of all outputs.
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    model: a path; or the bytes of a model whose data lies in ``folder``.
+    """
+
+    def __init__(self, model: Path | bytes, device: str = "cpu", folder: Path | None = None) -> None:
         import onnx
         from onnx import numpy_helper
 
-        model = onnx.load(str(path))
+        loaded = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
+        if folder is not None:
+            onnx.load_external_data_for_model(loaded, str(folder))
         self.device = torch.device(device)
-        self.graph = model.graph
-        self._constants = {t.name: self._place(numpy_helper.to_array(t)) for t in model.graph.initializer}
-        self._last = _last_uses(model.graph)
-        for node in model.graph.node:
+        self.graph = loaded.graph
+        self._constants = {t.name: self._place(numpy_helper.to_array(t)) for t in loaded.graph.initializer}
+        self._last = _last_uses(loaded.graph)
+        for node in loaded.graph.node:
             if node.op_type not in OPERATIONS or node.domain:
                 raise Refused(f"node {node.name}: the interpreter has no {node.op_type}", "run an exact profile")
 

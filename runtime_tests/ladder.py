@@ -18,13 +18,14 @@ from edgeqaf import plugins, witness
 from edgeqaf.child import stream
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, RuntimeAbsent
-from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions, Session
+from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions, Session, fitting
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits, first_difference
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests import probes
 
 REFERENCE = "torch_cpu"
+PROGRAM = "torch_program"  # what decides on the bits of a program that has but one result
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Job:
     """What one child process is asked to check: one configuration of one runtime on one artifact.
 
     tokens: prompts for R4; reference: PyTorch's logits for them; texts: the same prompts as text.
+    bits: logits that must come out to the bit, where the program says so; none elsewhere.
     """
 
     runtime: str
@@ -42,6 +44,7 @@ class Job:
     tokens: Sequence[Sequence[int]] = ()
     texts: Sequence[str] = ()
     reference: Sequence[Floats] = ()
+    bits: Sequence[Floats] = ()
 
 
 @dataclass(frozen=True)
@@ -81,13 +84,13 @@ def jobs(
     """A job for each configuration of each runtime that reads this artifact; a Check for an absent one."""
     for name in names:
         runtime: Runtime = plugins.find("runtimes", name)
-        if runtime.reads not in (None, artifact.format):
+        if not fitting(runtime, artifact):
             continue
         availability = runtime.availability(options)
         if availability.version is None:
             yield Check("R1", f"{name} on {artifact.format}", Verdict.ABSENT, detail=availability.reason)
             continue
-        for configuration in runtime.configurations:
+        for configuration in fitting(runtime, artifact):
             yield Job(name, configuration, artifact, expected, options)
 
 
@@ -120,7 +123,9 @@ def climb(job: Job) -> Outcome:
     with runtime.open(job.artifact, job.configuration, job.options) as session:
         checks = [_weights(job, session, version), _kernels(job, session)]
         logits = [session.logits(ids) for ids in job.tokens]
-        if job.reference:
+        if job.bits:
+            checks.append(_same_bits(job, session, logits))
+        elif job.reference:
             checks.append(_logits(job, session, logits))
     key = witness.key() if job.runtime == REFERENCE else {}
     return Outcome(checks, logits, witness.digest(logits), key)
@@ -165,6 +170,19 @@ def _kernels(job: Job, session: Session) -> Check:
     return tally.check("R2", job, detail)
 
 
+def _same_bits(job: Job, session: Session, logits: list[Floats]) -> Check:
+    """R4: logits and those of PyTorch's run of the same program, which has one result."""
+    expected = np.concatenate(list(job.bits))
+    found = np.concatenate(logits).astype(np.float32, copy=False)
+    if found.shape != expected.shape:
+        return Check("R4", subject(job), Verdict.DIFFERENT, len(logits), unit="logits", detail="another shape")
+    different = compare_bits(expected, found)
+    first = first_difference("logits", expected, found, different) if different.any() else None
+    verdict = Verdict.DIFFERENT if first else Verdict.EXACT
+    detail = f"PyTorch's bits of this program, SHA-256 {witness.digest(list(job.bits))[:16]}; {_tokens(job, session)}"
+    return Check("R4", subject(job), verdict, len(logits), expected.size, int(different.sum()), "logits", detail, first)
+
+
 def _logits(job: Job, session: Session, logits: list[Floats]) -> Check:
     """R4: bounded against PyTorch's logits, with greedy agreement, or different if they make no sense."""
     fits = all(a.shape == b.shape and np.isfinite(b).all() for a, b in zip(job.reference, logits, strict=True))
@@ -175,15 +193,22 @@ def _logits(job: Job, session: Session, logits: list[Floats]) -> Check:
     expected, found = np.concatenate(list(job.reference)), np.concatenate(logits)
     agree = int((expected.argmax(-1) == found.argmax(-1)).sum())
     error = float(np.abs(expected - found).max() / (expected.max() - expected.min()))
-    same_tokens = sum(session.encode(text) == list(ids) for text, ids in zip(job.texts, job.tokens, strict=True))
     cause = "8-bit activations" if job.configuration.int8_activations else "order of float32 sums"
+    if job.configuration.exact_sums and not job.configuration.int8_activations:
+        cause = "16-bit activations"
     detail = (
         f"greedy {agree}/{len(expected)}, KL {_divergence(expected, found):.1e}, max error {error:.1e} of the range "
-        f"({cause}); tokenizer equal on {same_tokens}/{len(job.texts)}"
+        f"({cause}); {_tokens(job, session)}"
     )
     differing = int(compare_bits(expected, found).sum())
     verdict = Verdict.BOUNDED if differing else Verdict.EXACT
     return Check("R4", subject(job), verdict, len(logits), expected.size, differing, "logits", detail)
+
+
+def _tokens(job: Job, session: Session) -> str:
+    """Whether the runtime's tokenizer is PyTorch's."""
+    same = sum(session.encode(text) == list(ids) for text, ids in zip(job.texts, job.tokens, strict=True))
+    return f"tokenizer equal on {same}/{len(job.texts)}"
 
 
 def _divergence(expected: Floats, found: Floats) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edgeqaf import plugins
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions
+from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, fitting
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ def met(artifacts: Iterable[Artifact], runtimes: Iterable[str], options: Runtime
         for name in runtimes:
             runtime: Runtime = plugins.find("runtimes", name)
             version = runtime.availability(options).version
-            if version is None or runtime.reads != artifact.format:
+            if version is None or runtime.reads is None:
                 continue
-            for configuration in runtime.configurations:
+            for configuration in fitting(runtime, artifact):
                 for pitfall in of(Case(name, version, configuration.name, grids)):
                     found.setdefault(str(pitfall), []).append(f"{name} {configuration.name}")
     return found

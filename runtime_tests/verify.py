@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -10,7 +11,7 @@ from edgeqaf.console import Advance, table
 from edgeqaf.digest import file_sha256
 from edgeqaf.dist import Dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
-from edgeqaf.protocols import Artifact, RuntimeOptions
+from edgeqaf.protocols import Artifact, RuntimeOptions, fitting
 from edgeqaf.qtensor import QTensor
 from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport
 from runtime_tests import ladder
@@ -28,7 +29,8 @@ def verify(
     """R0 for each artifact; then R1, R2 and R4 in each runtime that reads it.
 
     PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
-    runs once for all artifacts that R0 shows to hold the same. The rest run two at a time.
+    runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
+    run comes second, and the others' bits are held against it. The rest run two at a time.
     expected: tensors to hold the runtimes against; by default those of the artifact itself, which R0
     ties to the receipt's digests.
     """
@@ -54,7 +56,14 @@ def verify(
         logits = reference[root].logits if root in reference else []
         found = list(ladder.jobs(artifact, own, names, options))
         checks += [job for job in found if isinstance(job, Check)]
-        climbing = [ladder.with_prompts(job, recorded, logits) for job in found if isinstance(job, ladder.Job)]
+        waiting = [ladder.with_prompts(job, recorded, logits) for job in found if isinstance(job, ladder.Job)]
+        first = [job for job in waiting if job.runtime == ladder.PROGRAM][:1]  # it decides on the bits of the others
+        decided = [ladder.run(job) for job in first]
+        for outcome in decided:
+            checks += outcome.checks
+            advance(next(done), outcome.checks[0].subject)
+        bits = decided[0].logits if decided else []
+        climbing = [replace(job, bits=bits) for job in waiting if job not in first]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for outcome in pool.map(ladder.run, climbing):
                 checks += outcome.checks
@@ -90,7 +99,7 @@ def _check_files(dist: Dist) -> Check:
 def steps(dist: Dist, runtimes: Sequence[str]) -> int:
     """How many times `verify` will advance at most."""
     found = [plugins.find("runtimes", name) for name in runtimes if name != ladder.REFERENCE]
-    return sum(2 + sum(len(r.configurations) for r in found if r.reads == a.format) for a in dist.artifacts)
+    return sum(2 + sum(len(fitting(r, a)) for r in found) for a in dist.artifacts)
 
 
 def require(report: VerificationReport, wanted: Sequence[str]) -> None:

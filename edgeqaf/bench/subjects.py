@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from edgeqaf import asking, plugins
 from edgeqaf.console import Advance
-from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions
+from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, fitting
 from edgeqaf.scoring import Subject
 
 RUNTIMES = {"gguf": "llama_cpp", "onnx": "onnxruntime"}
@@ -15,7 +15,7 @@ def of_artifact(artifact: Artifact, options: RuntimeOptions) -> Subject:
     """An artifact in the configuration that users get; in this process, which is a child of the bench's."""
     name = RUNTIMES[artifact.format]
     runtime: Runtime = plugins.find("runtimes", name)
-    about = (name, artifact, runtime.configurations[-1], options)
+    about = (name, artifact, fitting(runtime, artifact)[-1], options)
     return Subject(
         f"{artifact.format} artifact", name, artifact.root, artifact.reference,
         lambda prompts, limit: asking.generate(*about, prompts, limit),

@@ -45,8 +45,12 @@ def command(
         Form, typer.Option(help="ONNX: quantized linears in standard operators (qdq), or in ONNX Runtime's own.")
     ] = "qdq",
     activations: Annotated[
-        Activations, typer.Option(help="ONNX: int8 rounds what enters a quantized linear, whatever the runtime.")
-    ] = "float",
+        Activations | None,
+        typer.Option(
+            help="ONNX: to what the program itself rounds what enters a linear: float or int8; exact: int16 or int8. "
+            "Default: float, int16."
+        ),
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     json: Json = False,
@@ -56,13 +60,14 @@ def command(
 
     from edgeqaf import checkpoint, dist, plugins
     from edgeqaf.console import emit, say
-    from edgeqaf.exportoptions import ExportOptions, OnnxOptions
+    from edgeqaf.exportoptions import ACTIVATIONS, ExportOptions, OnnxOptions
     from edgeqaf.serving import serving
 
     formats = list(dict.fromkeys(plugins.resolve("exporters", name.strip()) for name in format.split(",")))
     _require_formats(context, formats, format)
     limit = None if split_max_size is None else _bytes(split_max_size)
-    asked = ExportOptions(tokenizer_from, limit, OnnxOptions(profile, accuracy_level, form, activations))
+    rounded = activations or ACTIVATIONS[profile][0]
+    asked = ExportOptions(tokenizer_from, limit, OnnxOptions(profile, accuracy_level, form, rounded))
     folder = replace(checkpoint.load(model), asked=asked)
     sizes = dist.plan(folder, formats)
     if dry_run:

@@ -19,9 +19,11 @@ from exporters.onnx.lookup import views
 from exporters.onnx.parts import Part, parts, place
 from exporters.onnx.seal import FORM, GRIDS, sealed
 from exporters.onnx.stack import clean, copies, stack
-from exporters.onnx.trace import INPUTS, OPERATORS, Traced
+from exporters.onnx.trace import INPUTS, OPERATORS, PRIMITIVES, Traced
 
+Versions = tuple[int, list[tuple[str, int]]]  # IR version and opsets
 IR_VERSION = 11
+EXACT_VERSION = 10  # of the exact profile: what it needs is older
 UINT2_VERSIONS = 13, 25  # the first IR and opset with UINT2; newer forms of what we use differ in types alone
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
@@ -31,37 +33,46 @@ def build(traced: Traced, tensors: Mapping[str, Kind], asked: OnnxOptions) -> by
 
     Raises Refused, naming them, for tensors that the architecture lacks or that have no place in it.
     """
-    from onnx import helper
-
-    _check_tensors(traced, tensors)
+    check_tensors(traced, tensors)
     grids = {name: grid for name, (_, grid) in sorted(tensors.items()) if grid is not None}
     nodes = list(attach(stack(traced), tensors, asked))
-    inputs, outputs = signature(traced)
     initializers = [
         *(clean(c) for c in traced.graph.initializer),
         *constants(grids.values()),
         *_external(tensors, nodes, asked.form),
     ]
-    graph = helper.make_graph(nodes, "decoder", inputs, outputs, initializers)
-    ir, opsets = versions(grids.values(), asked)
+    entries = {GRIDS: {n: g.name for n, g in grids.items()}, FORM: asdict(asked)}
+    return assembled(traced, nodes, initializers, versions(grids.values(), asked), entries)
+
+
+def assembled(
+    traced: Traced, nodes: Sequence[Any], initializers: Sequence[Any], versions: Versions, entries: Mapping[str, Any]
+) -> bytes:
+    """The sealed file of a program with the signature of ``traced``. entries: metadata, to be written as JSON."""
+    from onnx import helper
+
+    inputs, outputs = signature(traced)
+    ir, opsets = versions
     model = helper.make_model(
-        graph,
+        helper.make_graph(nodes, "decoder", inputs, outputs, initializers),
         opset_imports=[helper.make_opsetid(*each) for each in opsets],
         ir_version=ir,
         producer_name="edgeqaf",
         producer_version=__version__,
     )
-    entries = {GRIDS: {n: g.name for n, g in grids.items()}, FORM: asdict(asked)}
     return sealed(model, {key: json.dumps(value, separators=(",", ":")) for key, value in entries.items()})
 
 
-def versions(grids: Iterable[Grid], asked: OnnxOptions) -> tuple[int, list[tuple[str, int]]]:
+def versions(grids: Iterable[Grid], asked: OnnxOptions) -> Versions:
     """IR version and opsets of a model on these grids: the oldest with its types, so that most runtimes load it."""
+    if asked.profile == "exact":
+        return EXACT_VERSION, [("", PRIMITIVES)]
     ir, opset = UINT2_VERSIONS if few_bits(grids, asked) else (IR_VERSION, OPERATORS)
     return ir, [("", opset), *([(MICROSOFT, 1)] if asked.form == "matmulnbits" else [])]
 
 
-def _check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
+def check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
+    """Raises Refused, naming them, for tensors that the architecture lacks or that have no place in it."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in traced.weights.items():
         wanted |= dict.fromkeys(copies(traced, name), shape)

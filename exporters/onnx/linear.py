@@ -106,5 +106,5 @@ def constants(grids: Iterable[Grid]) -> Iterator[Any]:
 
 
 def few_bits(grids: Iterable[Grid], asked: OnnxOptions) -> bool:
-    """Whether a tensor has ONNX's type of 2 bits."""
-    return asked.form == "qdq" and any(TYPES[grid.bits] == "UINT2" for grid in grids)
+    """Whether an initializer has ONNX's type of 2 bits."""
+    return asked.profile == "everyday" and asked.form == "qdq" and any(TYPES[grid.bits] == "UINT2" for grid in grids)

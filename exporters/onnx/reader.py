@@ -10,19 +10,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from edgeqaf import plugins
+from edgeqaf import plugins, runs
 from edgeqaf.digest import FLOAT32
 from edgeqaf.errors import Refused, UsageError
-from edgeqaf.exportoptions import Activations, Form, OnnxOptions
+from edgeqaf.exportoptions import ACTIVATIONS, Form, OnnxOptions
 from edgeqaf.grid import Grid
 from edgeqaf.protocols import Stored
-from edgeqaf.runs import Outline, Rows
+from edgeqaf.runs import Outline, Rows, Run
 from exporters.onnx import parts as layout
+from exporters.onnx.exact import columns
+from exporters.onnx.exact import uses as exact_uses
+from exporters.onnx.exact.columns import Columns
 from exporters.onnx.graph import DATA, MODEL, declared, versions
 from exporters.onnx.linear import MICROSOFT, Kind
 from exporters.onnx.opened import AGAIN, opened
 from exporters.onnx.parts import Part
-from exporters.onnx.seal import FORM, GRIDS, SEAL, seal_fits
+from exporters.onnx.seal import FORM, GRIDS, SEAL, SHAPES, seal_fits
 from exporters.onnx.strips import InFolder, Layout
 from exporters.onnx.uses import PARTS, check_uses
 
@@ -38,26 +41,33 @@ def read_back(folder: Path) -> Mapping[str, Stored]:
     external = {t.name: t for t in model.graph.initializer if t.external_data or t.data_location}
     if len({t.name for t in model.graph.initializer}) != len(model.graph.initializer):
         raise Refused(f"{folder / MODEL}: an initializer is defined twice", AGAIN)
-    shapes = _shapes(model, external, grids)
+    exact = asked.profile == "exact"
+    shapes = _stated_shapes(model, grids) if exact else _shapes(model, external, grids)
     tensors: dict[str, Kind] = {name: (shape, grids.get(name)) for name, shape in shapes.items()}
     stored = {name: layout.parts(name, *kind, asked.form) for name, kind in tensors.items()}
     every = [part for each in stored.values() for part in each]
+    groups = columns.groups({name: tuple(t.dims) for name, t in external.items()}, tensors) if exact else {}
+    every += [part for names, count in groups.items() for part in columns.parts(names, shapes, count)]
     offsets, length = layout.place(every)
     read = {value for node in model.graph.node for value in node.input}
-    known = declared(tensors, every, read, asked.form)
+    known = [(p, p) for p in every if p.name in read] if exact else declared(tensors, every, read, asked.form)
     if foreign := sorted(external.keys() ^ {part.name for part, _ in known}):
         raise Refused(f"initializer {foreign[0]} is not one of those that the tensors have", AGAIN)
     _check_parts(external, known, offsets)
-    check_uses(model.graph, tensors, asked)
+    if exact:
+        exact_uses.check_uses(model.graph, tensors, groups, asked)
+    else:
+        check_uses(model.graph, tensors, asked)
     _check_file(folder / DATA, length)
     _check_onnx(folder / MODEL)
-    return _Tensors(
-        folder / DATA,
-        {
-            name: Layout(name, *kind, stored[name], {part.name: offsets[part.name] for part in stored[name]})
-            for name, kind in tensors.items()
-        },
-    )
+    layouts = {
+        name: Layout(name, *kind, stored[name], {part.name: offsets[part.name] for part in stored[name]})
+        for name, kind in tensors.items()
+    }
+    digits = {
+        n: c for names, count in groups.items() for n, c in columns.columns(names, tensors, count, offsets).items()
+    }
+    return _Tensors(folder / DATA, layouts, digits, f"exact {asked.activations}" if exact else "")
 
 
 def _parse(path: Path) -> tuple[Any, OnnxOptions]:
@@ -76,11 +86,15 @@ def _parse(path: Path) -> tuple[Any, OnnxOptions]:
     if any(not isinstance(text, str) for text in _texts(model)):  # as protobuf gives what is no UTF-8
         raise Refused(f"{path} holds a name that is no text", AGAIN)
     entries = [(p.key, p.value) for p in model.metadata_props]
-    if [key for key, _ in entries] != [GRIDS, FORM, SEAL]:
-        raise Refused(f"metadata keys {[key for key, _ in entries]}, expected {[GRIDS, FORM, SEAL]}", AGAIN)
-    if not seal_fits(raw, entries[2][1]):
+    keys = [key for key, _ in entries]
+    if keys not in ([GRIDS, FORM, SEAL], [GRIDS, FORM, SHAPES, SEAL]):
+        raise Refused(f"metadata keys {keys}, expected {[GRIDS, FORM, SEAL]}, or {SHAPES} too", AGAIN)
+    if not seal_fits(raw, entries[-1][1]):
         raise Refused(f"{path} is not the file whose digest it holds", AGAIN)
-    return model, _asked(entries[1][1])
+    asked = _asked(entries[1][1])
+    if (SHAPES in keys) != (asked.profile == "exact"):
+        raise Refused(f"metadata keys {keys} in profile {asked.profile}", AGAIN)
+    return model, asked
 
 
 def _texts(model: Any) -> Iterator[Any]:
@@ -100,9 +114,9 @@ def _asked(text: str) -> OnnxOptions:
 
     try:
         found = OnnxOptions(**json.loads(text))
-        known = found.profile == "everyday" and found.form in get_args(Form)
-        known = known and found.activations in get_args(Activations) and found.accuracy_level in range(5)
-    except (ValueError, TypeError):
+        known = found.activations in ACTIVATIONS[found.profile] and found.form in get_args(Form)
+        known = known and found.accuracy_level in range(5) and (found.profile == "everyday" or found.form == "qdq")
+    except (ValueError, TypeError, KeyError):
         known = False
     if not known:
         raise Refused(f"metadata {FORM}: {text[:200]}", AGAIN)
@@ -148,6 +162,27 @@ def _shapes(model: Any, external: Mapping[str, Any], grids: Mapping[str, Grid]) 
     for name, grid in grids.items():
         codes, scale = (tuple(external[f"{name}.{part}"].dims) for part in ("codes", "scale"))
         shapes[name] = codes[::-1] if len(codes) == 2 else (*codes[:1], *(n * grid.block for n in scale[1:]))
+    return _checked(shapes, grids)
+
+
+def _stated_shapes(model: Any, grids: Mapping[str, Grid]) -> dict[str, tuple[int, ...]]:
+    """Logical shapes as the metadata of the exact profile say."""
+    import json
+
+    text = model.metadata_props[2].value
+    try:
+        found = json.loads(text)
+        shapes = {name: tuple(int(n) for n in shape) for name, shape in found.items()}
+        if any(list(shapes[name]) != found[name] for name in shapes):
+            raise ValueError("not of integers")
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Refused(f"metadata {SHAPES}: {error}", AGAIN) from None
+    if absent := sorted(grids.keys() - shapes.keys()):
+        raise Refused(f"metadata {SHAPES} has no {absent[0]}", AGAIN)
+    return _checked(shapes, grids)
+
+
+def _checked(shapes: Mapping[str, tuple[int, ...]], grids: Mapping[str, Grid]) -> dict[str, tuple[int, ...]]:
     for name, shape in shapes.items():
         if not shape or min(shape) < 1 or (name in grids and (len(shape) != 2 or not grids[name].fits(shape[1]))):
             raise Refused(f"{name} has shape {shape}", AGAIN)
@@ -186,10 +221,13 @@ def _check_onnx(path: Path) -> None:
 
 
 class _Tensors(Mapping[str, Stored]):
-    """Tensors of an ONNX folder, read and checked as they are asked for, by rows or one at a time."""
+    """Tensors of an ONNX folder, read and checked as they are asked for, by rows or one at a time.
 
-    def __init__(self, data: Path, layouts: Mapping[str, Layout]) -> None:
-        self._data, self._layouts = data, layouts
+    digits: of those whose digits the data file has beside their codes. program: `edgeqaf.protocols.Artifact.program`.
+    """
+
+    def __init__(self, data: Path, layouts: Mapping[str, Layout], digits: Mapping[str, Columns], program: str) -> None:
+        self._data, self._layouts, self._digits, self.program = data, layouts, digits, program
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layouts)
@@ -201,12 +239,22 @@ class _Tensors(Mapping[str, Stored]):
         return name in self._layouts  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Stored:
-        layout = self._layouts[name]
-        return Stored(InFolder(self._data, layout).whole(), layout.stored[0].name)
+        layout, rows = self._layouts[name], self.rows(name)
+        shape, grid = layout.shape, layout.grid
+        tensor: Any = rows(0, shape[0]) if grid is None else runs.whole(rows, grid, (shape[0], shape[1]))
+        return Stored(tensor, layout.stored[0].name)
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`."""
-        return InFolder(self._data, self._layouts[name]).read
+        read, digits = InFolder(self._data, self._layouts[name]).read, self._digits.get(name)
+
+        def checked(start: int, stop: int) -> Run:
+            run = read(start, stop)
+            if digits is not None:
+                digits.check(self._data, start, run)
+            return run
+
+        return checked
 
     def outline(self) -> Outline:
         """`edgeqaf.checkpoint.QModel.outline`, from the graph alone."""

@@ -11,6 +11,7 @@ from typing import Any
 
 GRIDS = "edgeqaf.grids"  # metadata key: {logical name: grid name} of the quantized tensors, as JSON
 FORM = "edgeqaf.asked"  # metadata key: `edgeqaf.exportoptions.OnnxOptions`, as JSON
+SHAPES = "edgeqaf.shapes"  # metadata key of the exact profile: {logical name: shape} of every tensor, as JSON
 SEAL = "edgeqaf.sha256"  # metadata key: the digest, in hex
 BLANK = b"0" * 64
 

@@ -73,7 +73,7 @@ def _copy(body: list[Any], layer: int, kind: int, inner: set[str]) -> Iterator[A
     }
     names |= {HIDDEN.format(kind + step): HIDDEN.format(layer + step) for step in (0, 1)}
     for node in _renamed(body, names, inner):
-        node.name = f"layers.{layer}/{node.name}"
+        node.name = at(node.name, layer) if layer_of(node.name) == kind else f"layers.{layer}/{node.name}"
         yield node
 
 

@@ -70,7 +70,7 @@ def write(handle: int, layout: Layout, rows: Rows) -> int:
                 if part.across:
                     transpose_into(held[part.name][:, (start - first) // part.lanes :][:, : len(array)], array)
                 else:
-                    _put(handle, array, layout.offsets[part.name] + start * _line(part))
+                    put(handle, array, layout.offsets[part.name] + start * _line(part))
         for part in layout.stored:
             if part.across:
                 _put_strip(handle, layout, part, held[part.name], first // part.lanes)
@@ -98,7 +98,8 @@ def _strip(part: Part, rows: int) -> Array:
     return np.empty((part.shape[0], rows // part.lanes), "<f4" if part.type == "FLOAT" else np.uint8)
 
 
-def _put(handle: int, array: Array, offset: int) -> None:
+def put(handle: int, array: Array, offset: int) -> None:
+    """Write an array into the open data file."""
     data = array.reshape(-1).view(np.uint8).data
     while data:
         done = os.pwrite(handle, data, offset)
@@ -109,12 +110,12 @@ def _put_strip(handle: int, layout: Layout, part: Part, strip: Array, column: in
     offset = layout.offsets[part.name]
     if part.loose:
         assert layout.grid is not None
-        _put(handle, flat_packed(strip, layout.grid), offset)
+        put(handle, flat_packed(strip, layout.grid), offset)
     elif strip.nbytes == part.nbytes:
-        _put(handle, strip, offset)
+        put(handle, strip, offset)
     else:
         for i, line in enumerate(strip):
-            _put(handle, line, offset + i * _line(part) + column * strip.itemsize)
+            put(handle, line, offset + i * _line(part) + column * strip.itemsize)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 # A part that is there is left alone; one that cannot be had is named, and the others are still fetched.
 # Wheels are pinned by version, npm packages by SHA-256; apt checks Debian's signatures.
 
-python=$1
+python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 mkdir -p "$2/.part" || exit 1
 folder=$(cd "$2" && pwd)
 constraints=$(cd "$(dirname "$0")/../.." && pwd)/constraints.txt

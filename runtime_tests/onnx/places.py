@@ -180,7 +180,8 @@ def _x86(model: str) -> Callable[[str, Path | None], Place]:
         if platform.machine() != "x86_64":
             raise RuntimeAbsent(f"{name}: this Python is not for x86-64 but for {platform.machine()}", "use another")
         emulator = _emulator("qemu-x86_64-static", folder)
-        return Place(name, (emulator, "-cpu", model, *_here(name, folder).command))
+        plain = {"OPENBLAS_CORETYPE": "Nehalem"}  # numpy's kernels, where the user's environment asks for newer ones
+        return Place(name, (emulator, "-cpu", model, *_here(name, folder).command), plain)
 
     return find
 

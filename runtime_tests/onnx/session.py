@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
 from edgeqaf.protocols import Stored
 from edgeqaf.qtensor import QTensor
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests.onnx import cut
+from runtime_tests.onnx import cut, cut_exact
 from runtime_tests.onnx.worker import Setting
 
 MODEL = "model.onnx"
@@ -56,7 +56,8 @@ class OnnxSession:
 
     def weights(self, stored: Stored) -> Floats:
         """The runtime's own DequantizeLinear of one tensor."""
-        (decoded,) = self._loaded(cut.decoding(self._proto, stored.name)).run({}).values()
+        cutter = cut_exact if self._exact else cut
+        (decoded,) = self._loaded(cutter.decoding(self._proto, stored.name)).run({}).values()
         return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
@@ -68,7 +69,9 @@ class OnnxSession:
         if isinstance(stored.tensor, QTensor) and (bits := stored.tensor.grid.bits) in self._unproven:
             raise RuntimeAbsent(f"the order in which this kernel adds up codes of {bits} bits is not known")
         if self._cut is None or self._cut[0] != stored.name:
-            graph = cut.linear(self._proto, stored.name, self._setting.get("config", {}).get(LEVEL, "1"))
+            level = self._setting.get("config", {}).get(LEVEL, "1")
+            linear = cut_exact.linear if self._exact else partial(cut.linear, level=level)
+            graph = linear(self._proto, stored.name)
             self._cut = (stored.name, self._seen_fused(graph, stored.name) if self._unfused else self._loaded(graph))
         loaded = self._cut[1]
         (name,) = loaded.inputs
@@ -134,6 +137,10 @@ class OnnxSession:
         import onnx
 
         return onnx.load(str(self._folder / MODEL), load_external_data=False)
+
+    @cached_property
+    def _exact(self) -> bool:
+        return cut_exact.holds(self._proto)
 
     @cached_property
     def _data(self) -> list[str]:

@@ -1,12 +1,15 @@
 """The ways in which ONNX Runtime computes an exported linear.
 
-"off" executes the graph as written: DequantizeLinear, then a float matmul. At "fused level 1" and
-"fused level 4" ONNX Runtime replaces each pair by its low-bit kernel MatMulNBits; level 4, its
-default, also rounds activations to 8 bits per block, where the processor has a kernel for that.
+Of the everyday profile, "off" executes the graph as written: DequantizeLinear, then a float matmul. At
+"fused level 1" and "fused level 4" ONNX Runtime replaces each pair by its low-bit kernel MatMulNBits; level 4,
+its default, also rounds activations to 8 bits per block, where the processor has a kernel for that.
+Of the exact profile: "exact off" executes the graph as written, "exact" as ONNX Runtime optimizes it by default.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgeqaf.errors import EdgeqafError, Refused
@@ -40,10 +43,24 @@ def way(name: str, setting: Setting, *, int8: bool = False, split_zero: bool = F
 
 
 def all_ways(int8: bool = True, unproven: tuple[int, ...] = ()) -> tuple[Way, ...]:
-    """The three. int8: whether level 4 has a kernel that rounds activations; unproven: as in `Way`, of that kernel."""
+    """Those of every program.
+
+    int8: whether level 4 has a kernel that rounds activations; unproven: as in `Way`, of that kernel.
+    """
     levels: dict[str, Setting] = {n: {"config": {LEVEL: n}} for n in ("1", "4")}
     return (
         way("off", {"level": "off", "arena": False}),  # with an arena every decoded weight stays in memory
         way("fused level 1", levels["1"], fused=True),
         way("fused level 4", levels["4"], int8=int8, split_zero=int8, fused=True, unproven=unproven),
+        *exact_ways(),
     )
+
+
+def exact_ways(levels: Mapping[str, str] = MappingProxyType({"exact off": "off", "exact": "all"})) -> Iterator[Way]:
+    """Those of the exact profile, with activations of 16 and of 8 bits. levels: of optimization, by name."""
+    for activations in ("int16", "int8"):
+        for name, level in levels.items():
+            bits = activations == "int8"
+            own = name.replace("exact", "exact int8") if bits else name
+            form = Configuration(own, bits, Form.DECODED, exact_sums=True, program=f"exact {activations}")
+            yield Way(form, {"level": level})

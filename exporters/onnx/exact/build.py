@@ -1,126 +1,118 @@
 """The exact program's files: the graph, and the weights as it reads them.
 
-    NAME                 FLOAT  a tensor that is used as it is: norms, biases, the embedding
-    GROUP.digits         INT8   [in, digits * out]   matrices that read one input, side by side, a digit at a time
-    GROUP.unit           FLOAT  [out]                what their integers count
-    LAYER.values.*       FLOAT  what bounds a layer's values, and their grid
+Beside the model's tensors, as `exporters.onnx.parts` lays them out, the data file holds what the program reads:
 
-GROUP is the names of its matrices, joined by "+".
+    NAME             FLOAT  a tensor that is used as it is: norms, biases, an embedding in floats
+    GROUP.digits,
+    GROUP.unit              matrices, and an embedding on a grid (`columns`)
+    LAYER.values.*   FLOAT  what bounds a layer's values, and their grid; inside the graph
+
+What the program does not read (codes, scales) is no initializer: it is there to be read back, and to tell whether the
+digits are right.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeqaf import __version__
 from edgeqaf.checkpoint import QModel
-from edgeqaf.digest import Floats, Tensor
-from edgeqaf.errors import Refused
-from edgeqaf.qtensor import QTensor
-from edgeqaf.source import EMBEDDING, HEAD
-from exporters.onnx.exact import digits, measure, products
-from exporters.onnx.exact.lower import GROUP, lower
-from exporters.onnx.graph import DATA, MODEL, external, signature
-from exporters.onnx.parts import Part, place
+from edgeqaf.console import progress
+from edgeqaf.runs import rows_of
+from edgeqaf.source import EMBEDDING
+from exporters.onnx import parts as layout
+from exporters.onnx.exact import columns, measure, products
+from exporters.onnx.exact.columns import DIGITS, GROUP, Columns
+from exporters.onnx.exact.lower import lower, matrices
+from exporters.onnx.graph import assembled, check_tensors, external, versions
+from exporters.onnx.linear import Kind
+from exporters.onnx.parts import Part
+from exporters.onnx.seal import FORM, GRIDS, SHAPES
 from exporters.onnx.stack import copies, stack
-from exporters.onnx.trace import PRIMITIVES, Traced, trace
-
-IR_VERSION = 10
-DIGITS, UNIT = ".digits", ".unit"
+from exporters.onnx.strips import Layout, write
+from exporters.onnx.trace import Traced, trace
 
 
-def write(model: QModel, folder: Path, bits: int = 16) -> None:
-    """Write ``model.onnx`` and its data into ``folder``. bits: of the activations that enter a matrix, 8 or 16.
+@dataclass(frozen=True)
+class Prepared:
+    """All but the weights: the traced program, the file of the lowered one, and where everything lies."""
+
+    traced: Traced
+    program: bytes
+    layouts: Mapping[str, Layout]
+    columns: Mapping[str, Columns]
+    size: int
+
+
+def prepare(model: QModel, kinds: Mapping[str, Kind]) -> Prepared:
+    """Measure the weights and write the program for them.
 
     Raises Refused for an operation without an exact form, or a matrix that no integers hold.
     """
-    _refuse_quantized_ends(model.tensors)
+    from onnx import numpy_helper
+
     traced = trace(model.config)
-    measured = {n: measure.matrix(n, t) for n, t in model.tensors.items() if len(t.shape) == 2}
-    counts = {
-        name: max(measured[copy].digits for copy in copies(traced, name))
-        for name, shape in traced.weights.items()
-        if len(shape) == 2
-    }
-    program = lower(traced, counts, model.config["max_position_embeddings"], bits)
+    check_tensors(traced, kinds)
+    looked_up = {name for name in (EMBEDDING,) if kinds[name][1] is not None}
+    counts = {name: _count(model, kinds, copies(traced, name)) for name in sorted(matrices(traced) | looked_up)}
+    asked = model.asked.onnx
+    program = lower(traced, counts, looked_up, model.config["max_position_embeddings"], asked.activations)
     nodes = list(stack(program))
     read = {value for node in nodes for value in node.input}
-    stored = sorted(_parts(traced, counts, {n: t.shape for n, t in model.tensors.items()}, read), key=lambda p: p.name)
-    (folder / MODEL).write_bytes(_file(program, nodes, stored, _limits(model, traced, measured)))
-    offsets, size = place(stored)
-    with open(folder / DATA, "wb") as file:
-        file.truncate(size)
-        for part in stored:
-            file.seek(offsets[part.name])
-            file.write(np.ascontiguousarray(_array(part, model.tensors, measured)).data)
+    own = {name: layout.parts(name, *kind) for name, kind in kinds.items()}
+    held = {copy: count for name, count in counts.items() for copy in copies(traced, name)}
+    groups = {tuple(v.removesuffix(DIGITS).split(GROUP)) for v in read if v.endswith(DIGITS)}
+    digits = {names: max(held[name] for name in names) for names in groups}
+    stored = sorted(_stored(own, digits, kinds), key=lambda part: part.name)
+    offsets, size = layout.place(stored)
+    limits = (
+        products.value_limits(layer, measure.bound(model.config, model.tensors, kinds, traced, layer))
+        for layer in range(len(traced.layers))
+    )
+    constants = [numpy_helper.from_array(np.float32(value), name) for each in limits for name, value in each.items()]
+    declared = [(part, part) for part in stored if part.name in read]
+    initializers = [*program.graph.initializer, *constants, *external(stored, declared)]
+    grids = {name: grid for name, (_, grid) in sorted(kinds.items()) if grid is not None}
+    entries = {
+        GRIDS: {name: grid.name for name, grid in grids.items()},
+        FORM: asdict(asked),
+        SHAPES: {name: shape for name, (shape, _) in sorted(kinds.items())},
+    }
+    return Prepared(
+        traced,
+        assembled(program, nodes, initializers, versions(grids.values(), asked), entries),
+        {name: Layout(name, *kinds[name], own[name], {p.name: offsets[p.name] for p in own[name]}) for name in own},
+        {name: c for names, n in digits.items() for name, c in columns.columns(names, kinds, n, offsets).items()},
+        size,
+    )
 
 
-def _refuse_quantized_ends(tensors: Mapping[str, Tensor]) -> None:
-    for name in (EMBEDDING, HEAD):
-        if isinstance(tensors.get(name), QTensor):
-            raise Refused(f"{name} is quantized: the exact profile holds it in float32", "export the everyday profile")
+def _count(model: QModel, kinds: Mapping[str, Kind], names: list[str]) -> int:
+    """The digits of one matrix in all layers."""
+    return max(measure.count(name, rows_of(model.tensors, name), kinds[name]) for name in names)
 
 
-def _parts(
-    traced: Traced, counts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], read: set[str]
+def _stored(
+    own: Mapping[str, list[Part]], digits: Mapping[tuple[str, ...], int], kinds: Mapping[str, Kind]
 ) -> Iterator[Part]:
-    """What the nodes read, as initializers."""
-    for name, shape in shapes.items():
-        if name in read:
-            yield Part(name, "FLOAT", shape)
-    held = {copy: digits for name, digits in counts.items() for copy in copies(traced, name)}
-    for value in read:
-        if value.endswith(DIGITS):
-            names = value.removesuffix(DIGITS).split(GROUP)
-            out, (_, inputs) = sum(shapes[name][0] for name in names), shapes[names[0]]
-            yield Part(value, "INT8", (inputs, max(held[name] for name in names) * out))
-            yield Part(value.removesuffix(DIGITS) + UNIT, "FLOAT", (out,))
+    """Every part of the data file."""
+    for parts in own.values():
+        yield from parts
+    for names, count in digits.items():
+        yield from columns.parts(names, {name: kinds[name][0] for name in names}, count)
 
 
-def _array(part: Part, tensors: Mapping[str, Tensor], measured: Mapping[str, measure.Matrix]) -> NDArray[Any]:
-    """The values of a part."""
-    if part.name in tensors:
-        return measure.values(tensors[part.name]).astype("<f4")
-    names = part.name.removesuffix(DIGITS).removesuffix(UNIT).split(GROUP)
-    units = np.concatenate([measured[name].units for name in names])
-    if part.name.endswith(UNIT):
-        return units.astype("<f4")
-    columns = [_digits(measure.values(tensors[n]), measured[n].units, part.shape[1] // len(units)) for n in names]
-    return np.concatenate(columns, -1).reshape(part.shape)
-
-
-def _digits(w: Floats, units: NDArray[np.float64], count: int) -> NDArray[np.int8]:
-    """[in, count, out]."""
-    return digits.split(digits.integers(w, units), count).transpose(2, 0, 1)
-
-
-def _limits(model: QModel, traced: Traced, measured: Mapping[str, measure.Matrix]) -> dict[str, float]:
-    lengths = {name: matrix.lengths for name, matrix in measured.items()}
-    limits: dict[str, float] = {}
-    for layer in range(len(traced.layers)):
-        bound = measure.bound(model.config, model.tensors, traced, lengths, layer)
-        limits |= products.value_limits(layer, bound)
-    return limits
-
-
-def _file(program: Traced, nodes: list[Any], stored: list[Part], limits: Mapping[str, float]) -> bytes:
-    from onnx import helper, numpy_helper
-
-    inputs, outputs = signature(program)
-    constants = [*program.graph.initializer]
-    constants += [numpy_helper.from_array(np.float32(value), name) for name, value in limits.items()]
-    graph = helper.make_graph(
-        nodes, "decoder", inputs, outputs, [*constants, *external(stored, [(part, part) for part in stored])]
-    )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", PRIMITIVES)],
-        ir_version=IR_VERSION,
-        producer_name="edgeqaf",
-        producer_version=__version__,
-    )
-    raw: bytes = model.SerializeToString(deterministic=True)
-    return raw
+def write_data(path: Path, model: QModel, prepared: Prepared) -> None:
+    """The data file, each tensor by runs of rows."""
+    with ExitStack() as stack:
+        file = stack.enter_context(open(path, "xb"))
+        advance = stack.enter_context(progress("write onnx", prepared.size, "B"))
+        file.truncate(prepared.size)
+        done = 0
+        for name, layout in prepared.layouts.items():
+            done += write(file.fileno(), layout, rows_of(model.tensors, name))
+            if name in prepared.columns:
+                done += prepared.columns[name].write(file.fileno(), rows_of(model.tensors, name))
+            advance(done, name)

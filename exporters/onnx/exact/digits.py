@@ -8,6 +8,8 @@ A weight on a grid is a float16 scale times a small integer, or the sum of two s
 that hold it exactly. A float matrix is rounded to three digits, 20 bits relative to the largest of its row.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,8 @@ from edgeqaf.errors import Refused
 BASE = 128
 FLOAT_DIGITS = 3
 MOST_DIGITS = 4  # more would not leave room for the sum of products in 53 bits
+LEAST_UNIT = -100
+NOTHING = 1000  # beyond every exponent
 
 
 def capacity(count: int) -> int:
@@ -26,42 +30,48 @@ def capacity(count: int) -> int:
 
 def exact_units(w: Floats) -> NDArray[np.float64]:
     """Of each row of w [out, in]: the largest power of two of which all its weights are multiples; 1 for zeros."""
-    mantissa, exponent = np.frexp(w.astype(np.float64))
-    whole = np.abs(mantissa * 2.0**24).astype(np.int64)  # float32 has 24 bits
-    lowest = np.where(whole == 0, 2**30, whole & -whole)
-    least = np.where(whole == 0, 1000, exponent - 24 + np.log2(lowest).astype(np.int64)).min(-1)
-    result: NDArray[np.float64] = np.exp2(np.where(least == 1000, 0, least).astype(np.float64))
-    return result
+    bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
+    exponent = (bits >> 23).astype(np.int32) & 0xFF
+    mantissa = (bits & 0x7FFFFF) | np.where(exponent == 0, np.uint32(0), np.uint32(2**23))
+    last = (mantissa & -mantissa).astype(np.float32).view(np.uint32) >> 23  # of a power of two: its exponent, plus 127
+    least = np.where(mantissa == 0, NOTHING, np.maximum(exponent, 1) - 150 + last.astype(np.int32) - 127).min(-1)
+    return _power(np.where(least == NOTHING, 0, least))
 
 
 def rounded_units(w: Floats) -> NDArray[np.float64]:
-    """Of each row of w [out, in]: the smallest power of two in which it fits `FLOAT_DIGITS` digits; 1 for zeros."""
+    """Of each row of w [out, in]: the smallest power of two in which it fits `FLOAT_DIGITS` digits; 1 for zeros.
+
+    Not below 2**`LEAST_UNIT`, so that no processor takes it for zero.
+    """
     largest = np.abs(w).max(-1).astype(np.float64)
-    least = np.exp2(np.ceil(np.log2(np.where(largest == 0, 1, largest) / capacity(FLOAT_DIGITS))))
-    result: NDArray[np.float64] = np.where(largest == 0, 1.0, least)
+    least = np.ceil(np.log2(np.where(largest == 0, capacity(FLOAT_DIGITS), largest) / capacity(FLOAT_DIGITS)))
+    return _power(np.maximum(least, LEAST_UNIT))
+
+
+def _power(exponents: NDArray[Any]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = np.exp2(exponents.astype(np.float64))
     return result
 
 
-def integers(w: Floats, units: NDArray[np.float64]) -> NDArray[np.int64]:
-    """w [out, in] in units of its rows, rounded to the nearest integer."""
-    result: NDArray[np.int64] = np.rint(w / units[:, None]).astype(np.int64)
+def integers(w: Floats, units: NDArray[np.float64]) -> NDArray[np.int32]:
+    """w [out, in] in units of its rows, rounded to the nearest integer; none beyond 2**31."""
+    result: NDArray[np.int32] = np.rint(w * (1 / units).astype(np.float32)[:, None]).astype(np.int32)
     return result
 
 
-def count(values: NDArray[np.int64], name: str) -> int:
-    """How many digits ``values`` need; raises Refused for more than `MOST_DIGITS`."""
-    largest = int(np.abs(values).max(initial=0))
+def count(largest: float, name: str) -> int:
+    """How many digits hold integers up to ``largest``; raises Refused for more than `MOST_DIGITS`."""
     for digits in range(1, MOST_DIGITS + 1):
         if largest <= capacity(digits):
             return digits
     most = capacity(MOST_DIGITS).bit_length()
     raise Refused(
-        f"{name}: its weights take {largest.bit_length()} bits, the exact profile has {most}",
+        f"{name}: its weights take {int(largest).bit_length()} bits, the exact profile has {most}",
         "the scales of a row differ too much; export the everyday profile",
     )
 
 
-def split(values: NDArray[np.int64], digits: int) -> NDArray[np.int8]:
+def split(values: NDArray[np.int32], digits: int) -> NDArray[np.int8]:
     """values [out, in] -> [digits, out, in], the lowest digit first."""
     made = np.empty((digits, *values.shape), np.int8)
     for j in range(digits):
@@ -70,6 +80,6 @@ def split(values: NDArray[np.int64], digits: int) -> NDArray[np.int8]:
     return made
 
 
-def join(made: NDArray[np.int8]) -> NDArray[np.int64]:
+def join(made: NDArray[np.int8]) -> NDArray[np.int32]:
     """The inverse of `split`."""
-    return sum((made[j].astype(np.int64) << 7 * j for j in range(len(made))), np.zeros(made.shape[1:], np.int64))
+    return sum((made[j].astype(np.int32) << 7 * j for j in range(len(made))), np.zeros(made.shape[1:], np.int32))

@@ -6,15 +6,17 @@ has thought about is not exact.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from typing import Any
 
 from edgeqaf.errors import Refused
 from exporters.onnx.exact import elementary, products
+from exporters.onnx.exact.columns import GROUP
 from exporters.onnx.exact.emit import Emit
 from exporters.onnx.stack import clean
 from exporters.onnx.trace import Traced
+from exporters.onnx.uses import LOOKUP
 
 KEPT = frozenset(
     [
@@ -67,17 +69,21 @@ FUNCTIONS: Mapping[str, Callable[[Emit, str, str], Any]] = {
     "Tanh": elementary.tanh,
     "Gelu": elementary.gelu_tanh,
 }
-GROUP = "+"  # joins the names of matrices that one product multiplies by
 CACHE = re.compile(r"present\.(\d+)\.(key|value)")
 
 
-def lower(traced: Traced, digits: Mapping[str, int], context: int, bits: int) -> Traced:
+def lower(
+    traced: Traced, digits: Mapping[str, int], looked_up: Container[str], context: int, activations: str
+) -> Traced:
     """The same program in exact operations.
 
-    digits: of each matrix among ``traced.weights``. context: the longest sequence. bits: of activations, 8 or 16.
+    digits:      of each of `matrices`. looked_up: matrices whose rows are gathered from their digits.
+    context:     the longest sequence.
+    activations: to what they are rounded before a matrix, "int8" or "int16".
+
     Raises Refused for an operation that has no exact form.
     """
-    lowering = _Lowering(traced, digits, context, bits)
+    lowering = _Lowering(traced, digits, looked_up, context, activations)
     for node in traced.graph.node:
         lowering.lower(node)
     graph = type(traced.graph)()
@@ -91,13 +97,24 @@ def lower(traced: Traced, digits: Mapping[str, int], context: int, bits: int) ->
     return replace(traced, graph=graph)
 
 
+def matrices(traced: Traced) -> set[str]:
+    """The weights that the program multiplies by."""
+    return set(_transposed(traced).values())
+
+
+def _transposed(traced: Traced) -> dict[str, str]:
+    """Value -> the matrix that it is the transpose of."""
+    found = (node for node in traced.graph.node if node.op_type == "Transpose")
+    return {node.output[0]: node.input[0] for node in found if len(traced.weights.get(node.input[0], ())) == 2}
+
+
 class _Lowering:
-    def __init__(self, traced: Traced, digits: Mapping[str, int], context: int, bits: int) -> None:
+    def __init__(
+        self, traced: Traced, digits: Mapping[str, int], looked_up: Container[str], context: int, activations: str
+    ) -> None:
         self.emit = Emit()
-        self._weights, self._digits, self._context, self._bits = traced.weights, digits, context, bits
-        self._transposed = {  # value -> the matrix it is the transpose of
-            n.output[0]: n.input[0] for n in traced.graph.node if n.op_type == "Transpose" and n.input[0] in digits
-        }
+        self._weights, self._digits, self._context, self._activations = traced.weights, digits, context, activations
+        self._looked_up, self._transposed = looked_up, _transposed(traced)
         self._readers: dict[str, dict[str, str]] = {}  # value -> the matrices it is multiplied by -> the products
         for node in traced.graph.node:
             if node.op_type == "MatMul" and (name := self._transposed.get(node.input[1])):
@@ -105,6 +122,7 @@ class _Lowering:
         self._special: Mapping[str, Callable[[Any], bool]] = {  # true: nothing is left to emit
             "Cast": self._cast,
             "Concat": self._concat,
+            "Gather": self._gather,
             "MatMul": self._matmul,
             "Pow": self._pow,
             "ReduceMean": self._reduce_mean,
@@ -154,14 +172,18 @@ class _Lowering:
         members = self._readers.pop(x, {})
         if not members:
             return
-        group, (first, *others) = GROUP.join(members), members.values()
+        group = GROUP.join(members)
         self.emit.scope(group)
-        digits = max(self._digits[name] for name in members)
-        product = f"{group}/product" if others else first
-        products.linear(self.emit, x, group, digits, self._bits, product)
-        if others:
-            widths = self.emit.integers(*(self._weights[name][0] for name in members))
-            self.emit.split(product, widths, list(members.values()))
+        digits, widths = max(self._digits[name] for name in members), [self._weights[name][0] for name in members]
+        products.linears(self.emit, x, group, digits, self._activations, widths, list(members.values()))
+
+    def _gather(self, node: Any) -> bool:
+        name, ids = node.input
+        if name not in self._looked_up:
+            return False
+        self.emit.scope(f"{name}{LOOKUP}")
+        products.lookup(self.emit, name, self._digits[name], self._weights[name][0], ids, node.output[0])
+        return True
 
     def _concat(self, node: Any) -> bool:
         """The caches grow by what is rounded, once."""

@@ -8,8 +8,6 @@ The products of attention are float64 sums over values that lie on grids (`eleme
 one of their own for each token, weights and values on fixed ones, as what a token sees must not depend on the others.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from exporters.onnx.exact.digits import BASE
@@ -18,30 +16,56 @@ from exporters.onnx.exact.emit import Emit
 
 TINY = 1e-30  # below any activation that matters; keeps the division defined
 INPUT_BASE = 255  # of the input's digits, [-127, 127]
-INPUT_LIMITS = {8: 127, 16: 127 * INPUT_BASE + 127}
+INPUT_LIMITS = {"int8": 127, "int16": 2**14}  # the power of two that two digits hold: integers up to 2**7 stay so
 KEY_BITS = 20  # of queries and keys, relative to the largest of a head; twice that and a head's sum are below 53
 VALUE_BITS = 20  # of values, relative to the bound of their layer
 WEIGHT_BITS = 23  # of attention weights at most
 
 
-def linear(emit: Emit, x: str, name: str, digits: int, bits: int, out: str) -> None:
+def linear(emit: Emit, x: str, name: str, digits: int, activations: str, out: str) -> None:
     """``out = x @ W.T``: x [batch, tokens, in]; of W ``NAME.digits`` [in, digits * out] and ``NAME.unit`` [out]."""
-    limit = INPUT_LIMITS[bits]
+    limit = INPUT_LIMITS[activations]
     x = emit("Unsqueeze", x, emit.integers(-2))
     scale = emit("Div", emit("Max", largest(emit, x), emit.constant(TINY)), emit.constant(limit))
     whole = emit("Round", emit("Div", x, scale))
-    if bits == 16:
+    if activations == "int16":
         high = emit("Round", emit("Mul", whole, emit.constant(1 / INPUT_BASE)))
         low = emit("Sub", whole, emit("Mul", high, emit.constant(INPUT_BASE)))
         whole = emit("Concat", high, low, axis=-2)
     point = emit.constant(128, np.uint8)
     unsigned = emit("QuantizeLinear", whole, emit.constant(1.0), point)
     sums = emit.cast(emit("MatMulInteger", unsigned, f"{name}.digits", point), "DOUBLE")
-    factors = [float(BASE**j * high) for high in ([INPUT_BASE, 1] if bits == 16 else [1]) for j in range(digits)]
+    steps = [INPUT_BASE, 1] if activations == "int16" else [1]
+    factors = [float(BASE**j * step) for step in steps for j in range(digits)]
     terms = emit("Reshape", sums, emit.integers(0, 0, len(factors), -1))
     total = emit.cast(emit("MatMul", emit.double([factors]), terms), "FLOAT")
     scaled = emit("Mul", emit("Mul", total, f"{name}.unit"), scale)
     emit("Squeeze", scaled, emit.integers(-2), out=out)
+
+
+def linears(emit: Emit, x: str, group: str, digits: int, activations: str, widths: list[int], outs: list[str]) -> None:
+    """`linear` for several matrices side by side: their rows, and what each gives."""
+    if len(outs) == 1:
+        linear(emit, x, group, digits, activations, outs[0])
+        return
+    product = f"{group}/product"
+    linear(emit, x, group, digits, activations, product)
+    emit.split(product, emit.integers(*widths), outs)
+
+
+def lookup(emit: Emit, name: str, digits: int, rows: int, ids: str, out: str) -> None:
+    """``out = W[ids]``, of W [rows, in] its digits and units: ids [batch, tokens] -> [batch, tokens, in].
+
+    Digits are put together from the lowest on: the sum has no more bits than a weight, and no partial sum has.
+    """
+    total = ""
+    for j in range(digits):
+        at = emit("Add", ids, emit.constant(j * rows, np.int64))
+        digit = emit.cast(emit("Gather", f"{name}.digits", at, axis=1), "FLOAT")
+        term = emit("Mul", digit, emit.constant(BASE**j))
+        total = emit("Add", total, term) if total else term
+    unit = emit("Unsqueeze", emit("Gather", f"{name}.unit", ids, axis=0), emit.integers(0))
+    emit("Transpose", emit("Mul", total, unit), out=out, perm=[1, 2, 0])
 
 
 def rounded_key(emit: Emit, x: str, layer: int) -> str:
@@ -92,11 +116,11 @@ def weighted(emit: Emit, e: str, total: str, values: str, out: str) -> None:
     emit.cast(emit("Div", summed, total), "FLOAT", out)
 
 
-def value_bound(rows: Sequence[float], norm: float, width: int, bias: float) -> float:
+def value_bound(longest: float, norm: float, width: int, bias: float) -> float:
     """A power of two above every value of a layer whose input comes from an RMS norm.
 
-    rows: Euclidean norms of the value projection's rows; norm: the largest factor of the norm before it, whose output
-    is therefore no longer than ``norm * sqrt(width)``; bias: the largest.
+    longest: the largest Euclidean norm of the value projection's rows; norm: the largest factor of the norm before it,
+    whose output is therefore no longer than ``norm * sqrt(width)``; bias: the largest.
     """
-    bound = max(rows) * norm * width**0.5 + bias
+    bound = longest * norm * width**0.5 + bias
     return float(2.0 ** np.ceil(np.log2(max(bound, TINY))))
