@@ -11,6 +11,8 @@ prompt of 64 and of single tokens after it, the programs in turn, the best and t
 import argparse
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +23,23 @@ from onnx_levels import WINDOW, log_softmax, run, session
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.digest import Tensor
+from edgeqaf.exportoptions import Activations, ExportOptions, OnnxOptions
+from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.source import EMBEDDING, HEAD
 from edgeqaf.tokenizer import Tokenizer
 from exporters.onnx import exporter
-from exporters.onnx.exact.build import write
-from exporters.onnx.exact.measure import values
 
 PROMPT, STEPS = 64, 8
-BITS = {"exact, 16 bits": 16, "exact, 8 bits": 8}
+BITS: Mapping[str, Activations] = {"exact, 16 bits": "int16", "exact, 8 bits": "int8"}
 
 
 def programs(model: QModel, place: Path, threads: int) -> dict[str, Any]:
     """Sessions by name; the everyday one at level 1 is the first."""
     everyday = exporter.export(model, place / "everyday")
     found = {f"everyday, level {level}": session(everyday / "model.onnx", level, threads) for level in "14"}
-    for name, bits in BITS.items():
-        (place / name).mkdir()
-        write(model, place / name, bits)
-        found[name] = session(place / name / "model.onnx", "1", threads)
+    for name, activations in BITS.items():
+        asked = replace(model, asked=ExportOptions(onnx=OnnxOptions("exact", activations=activations)))
+        found[name] = session(exporter.export(asked, place / name) / "model.onnx", "1", threads)
     return found
 
 
@@ -79,11 +80,15 @@ def speeds(found: dict[str, Any], vocabulary: int, rounds: int) -> None:
         )
 
 
+def floats(tensor: Tensor) -> Tensor:
+    return decode(tensor) if isinstance(tensor, QTensor) else tensor
+
+
 def random_model(shape: str, place: Path) -> QModel:
     """The ends in float32, as quantizing a float model leaves them."""
     config = synthetic.companions(place, shape)
     made = synthetic.Random(config, plugins.find("grids", "q4_0"))
-    tensors: dict[str, Tensor] = {n: values(made[n]) if n in (EMBEDDING, HEAD) else made[n] for n in made}
+    tensors: dict[str, Tensor] = {n: floats(made[n]) if n in (EMBEDDING, HEAD) else made[n] for n in made}
     return QModel(config, tensors, place)
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/onnx_export.py --shape 1b
     python benchmarks/onnx_export.py --shape 8b --form matmulnbits
+    python benchmarks/onnx_export.py --shape 1b --profile exact
 
 Each step is a process of its own. Export and reading back get no more than 3 GB of memory (RLIMIT_DATA), of which
 torch's trace takes what it needs. Rates are of the folder's bytes, through the page cache where it is large enough.
@@ -20,7 +21,7 @@ import steps
 from synthetic import SHAPES, make
 
 from edgeqaf import checkpoint
-from edgeqaf.exportoptions import ExportOptions, Form, OnnxOptions
+from edgeqaf.exportoptions import ACTIVATIONS, ExportOptions, Form, OnnxOptions, Profile
 from edgeqaf.imported import import_base
 from edgeqaf.protocols import Artifact
 from exporters.onnx import exporter
@@ -29,7 +30,7 @@ LIMIT = 3 * 10**9
 LIMITED = ("trace", "export", "read back")
 
 
-def step(what: str, folder: Path, shape: str, grid: str, form: Form) -> None:
+def step(what: str, folder: Path, shape: str, grid: str, options: OnnxOptions) -> None:
     """One step, in this process."""
     model = checkpoint.load(folder / "base") if what in LIMITED else None
     if what == "make":
@@ -38,13 +39,13 @@ def step(what: str, folder: Path, shape: str, grid: str, form: Form) -> None:
         import_base(folder / "model.gguf", folder / "base")
         (folder / "model.gguf").unlink()
     elif what == "trace":
-        from exporters.onnx.trace import trace
+        from exporters.onnx.trace import OPERATORS, PRIMITIVES, trace
 
         assert model is not None
-        trace(model.config)
+        trace(model.config, PRIMITIVES if options.profile == "exact" else OPERATORS)
     elif what == "export":
         assert model is not None
-        exporter.export(replace(model, asked=ExportOptions(onnx=OnnxOptions(form=form))), folder / "onnx")
+        exporter.export(replace(model, asked=ExportOptions(onnx=options)), folder / "onnx")
     elif what == "read back":
         assert model is not None
         found = Artifact("onnx", folder / "onnx", exporter.read_back(folder / "onnx"), folder)
@@ -76,15 +77,18 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="125m")
     parser.add_argument("--grid", default="q4_0")
     parser.add_argument("--form", choices=get_args(Form), default="qdq")
+    parser.add_argument("--profile", choices=get_args(Profile), default="everyday")
     parser.add_argument("--dir", type=Path, help="where the files lie for the time")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.step:
-        steps.measure(lambda: step(asked.step, asked.dir, asked.shape, asked.grid, asked.form))
+        options = OnnxOptions(asked.profile, form=asked.form, activations=ACTIVATIONS[asked.profile][0])
+        steps.measure(lambda: step(asked.step, asked.dir, asked.shape, asked.grid, options))
         return
     with tempfile.TemporaryDirectory(dir=asked.dir) as place:
         folder = Path(place)
-        line = [sys.executable, __file__, "--shape", asked.shape, "--grid", asked.grid, "--form", asked.form]
+        flags = ("shape", "grid", "form", "profile")
+        line = [sys.executable, __file__, *(part for flag in flags for part in (f"--{flag}", getattr(asked, flag)))]
         for what in ("make", "import", *LIMITED, "load"):
             allow = (lambda: resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))) if what in LIMITED else None
             done = steps.run([*line, "--dir", place, "--step", what], preexec_fn=allow)

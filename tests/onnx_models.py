@@ -1,6 +1,7 @@
 """Small models for tests of the ONNX exporter."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,18 @@ def tiny(folder: Path, grid: str, ends: str = "float", **asked: object) -> QMode
 def root(path: Path) -> str:
     """The root of an exported folder, read by runs of rows."""
     return Artifact("onnx", path, exporter.read_back(path), path).root
+
+
+def modest(model: QModel) -> QModel:
+    """The model with scales as real models have them, within a factor of two: few bits hold a row's weights."""
+    rng = np.random.default_rng(3)
+
+    def some(shape: tuple[int, ...]) -> np.ndarray:
+        return (rng.uniform(1, 2, shape) / 256).astype(np.float16).astype(np.float32)
+
+    def changed(q: QTensor) -> QTensor:
+        scale = some(q.scale.shape)
+        return QTensor(q.grid, q.codes, scale, -4 * scale if q.grid.zero is Zero.OFFSET else q.zero)
+
+    tensors = {name: changed(t) if isinstance(t, QTensor) else t for name, t in model.tensors.items()}
+    return replace(model, tensors=tensors)

@@ -58,7 +58,7 @@ class OnnxExporter:
         from exporters.onnx.exact.build import prepare
 
         prepared = prepare(model, kept)
-        return prepared.size + len(prepared.program) + SETTINGS_BYTES + companions
+        return prepared.data.size + len(prepared.program) + SETTINGS_BYTES + companions
 
     def export(self, model: QModel, path: Path) -> Path:
         """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
@@ -79,7 +79,7 @@ class OnnxExporter:
         )
         (path / MODEL).write_bytes(program)
         if prepared:
-            exact.write_data(path / DATA, model, prepared)
+            exact.write_data(path / DATA, model, prepared.data)
         else:
             everyday.write_data(path / DATA, kept, model.tensors, asked.form)
         return path

@@ -1,5 +1,7 @@
 """Weights as digits: every integer in range, and every weight of every grid that the exact profile takes."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ GRIDS = [name for name in plugins.names("grids") if exporter.refuses(plugins.fin
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_integer_is_its_digits(count: int):
     most = digits.capacity(count)
-    values = np.arange(-most, most + 1)[None]
+    values = np.arange(-most, most + 1, dtype=np.int32)[None]
     made = digits.split(values, count)
     assert made.dtype == np.int8
     assert made.min() >= -64
@@ -29,14 +31,14 @@ def test_every_integer_is_its_digits(count: int):
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_as_many_digits_as_needed(count: int):
     most = digits.capacity(count)
-    assert digits.count(np.array([[most, -most]]), "w") == count
+    assert digits.count(most, "w") == count
     if count < digits.MOST_DIGITS:
-        assert digits.count(np.array([[most + 1, 0]]), "w") == count + 1
+        assert digits.count(most + 1, "w") == count + 1
 
 
 def test_more_digits_are_refused_by_name():
     with pytest.raises(Refused, match=r"up_proj: its weights take 29 bits, the exact profile has 27"):
-        digits.count(np.array([[2**28]]), "up_proj")
+        digits.count(2**28, "up_proj")
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -57,7 +59,10 @@ def test_units_hold_every_weight(name: str, data: st.DataObject):
     w = decode(QTensor(grid, codes, scale, zero))
     units = digits.exact_units(w)
     values = digits.integers(w, units)
-    assert np.array_equal((digits.join(digits.split(values, digits.count(values, "w"))) * units[:, None]), w)
+    made = digits.split(values, digits.count(np.abs(values).max(), "w"))
+    assert np.array_equal(digits.join(made) * units[:, None], w)
+    odd = [np.bitwise_or.reduce(row) & 1 for row in values]
+    assert [n for n, row in enumerate(w) if row.any() and not odd[n]] == []  # no larger unit would do
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-30, 30))
@@ -65,7 +70,7 @@ def test_floats_are_rounded_to_twenty_bits_of_their_row(seed: int, power: float)
     w = (np.random.default_rng(seed).standard_normal((4, 64)) * 2.0**power).astype(np.float32)
     units = digits.rounded_units(w)
     values = digits.integers(w, units)
-    assert digits.count(values, "w") <= digits.FLOAT_DIGITS
+    assert digits.count(np.abs(values).max(), "w") <= digits.FLOAT_DIGITS
     assert (np.abs(values * units[:, None] - w) <= units[:, None] / 2).all()
     assert (units <= np.abs(w).max(-1) * 2.0**-18).all()
 
@@ -74,3 +79,17 @@ def test_rows_of_zeros_have_a_unit():
     w = np.zeros((2, 32), np.float32)
     assert (digits.exact_units(w) == 1).all()
     assert (digits.rounded_units(w) == 1).all()
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
+def test_exact_units_of_any_floats(values: list[float]):
+    """Python's own integers as the judge: subnormal numbers and both ends of the range too."""
+    (unit,) = digits.exact_units(np.array([values], np.float32))
+    ratios = [value / Fraction(float(unit)) for value in map(Fraction, values)]
+    assert all(ratio.denominator == 1 for ratio in ratios)
+    assert not any(ratios) or any(ratio.numerator % 2 for ratio in ratios)
+
+
+def test_a_row_of_next_to_nothing_has_a_unit_that_no_processor_takes_for_zero():
+    (unit,) = digits.rounded_units(np.full((1, 4), 1e-44, np.float32))
+    assert unit == 2.0**digits.LEAST_UNIT

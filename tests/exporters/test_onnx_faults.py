@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx_damage import INITIALIZER_CHANGES, edit, initializer, node_changes, offset, patch
 from onnx_models import K_PROJ, Q_PROJ, root, tiny
 
 from edgeqaf.errors import GridError, Refused
-from exporters.onnx import exporter, graph, seal
+from exporters.onnx import exporter, graph
 
 
 @pytest.fixture
@@ -18,18 +19,6 @@ def written(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     exporter.export(tiny(tmp_path / "model", "q4_0"), tmp_path / "onnx")
     return tmp_path / "onnx"
-
-
-def edit(path: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    """Change the program and seal it anew, as one who wants to be believed would."""
-    model = onnx.load(path / "model.onnx", load_external_data=False)
-    change(model)
-    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != seal.SEAL}
-    (path / "model.onnx").write_bytes(seal.sealed(model, entries))
-
-
-def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    return next(t for t in model.graph.initializer if t.name == name)
 
 
 def locate(key: str, value: str) -> Callable[[onnx.ModelProto], None]:
@@ -116,18 +105,6 @@ def test_an_edited_graph_is_refused(change: Callable[[onnx.ModelProto], None], r
         exporter.read_back(written)
 
 
-def _offset(path: Path, name: str) -> int:
-    model = onnx.load(path / "model.onnx", load_external_data=False)
-    return int(initializer(model, name).external_data[1].value)
-
-
-def _patch(path: Path, name: str, raw: bytes) -> None:
-    place = _offset(path, name)
-    with open(path / graph.DATA, "r+b") as data:
-        data.seek(place)
-        data.write(raw)
-
-
 @pytest.mark.parametrize("file", [graph.MODEL, graph.DATA])
 @pytest.mark.parametrize("keep", [0, 100, -1])
 def test_a_truncated_file_is_refused(file: str, keep: int, written: Path):
@@ -158,13 +135,13 @@ def test_links_are_refused(file: str, written: Path):
 
 
 def test_values_off_the_grid_are_refused(written: Path):
-    _patch(written, f"{Q_PROJ}.scale", np.array([0.1], "<f4").tobytes())
+    patch(written, f"{Q_PROJ}.scale", np.array([0.1], "<f4").tobytes())
     with pytest.raises(GridError, match=r"q_proj.weight.scale\[0, 0\] = .*0\.1.* is not a finite float16 value"):
         exporter.read_back(written)[Q_PROJ]
-    _patch(written, f"{K_PROJ}.zero_point", b"\x98")
+    patch(written, f"{K_PROJ}.zero_point", b"\x98")
     with pytest.raises(Refused, match=r"k_proj.weight.zero_point holds 9, q4_0 has 8"):
         exporter.read_back(written)[K_PROJ]
-    _patch(written, "model.norm.weight", np.array([np.nan], "<f4").tobytes())
+    patch(written, "model.norm.weight", np.array([np.nan], "<f4").tobytes())
     with pytest.raises(Refused, match=r"model.norm.weight holds values that are not finite"):
         exporter.read_back(written)["model.norm.weight"]
 
@@ -194,7 +171,7 @@ def test_a_folder_that_claims_another_grid_is_refused(stored: str, claimed: str,
 
 def test_a_code_beyond_three_bits_is_refused(tmp_path: Path):
     exporter.export(tiny(tmp_path, "q3_0"), tmp_path / "onnx")
-    _patch(tmp_path / "onnx", f"{Q_PROJ}.codes", b"\x78")
+    patch(tmp_path / "onnx", f"{Q_PROJ}.codes", b"\x78")
     with pytest.raises(GridError, match=r"q_proj.weight: codes span \[0, 8\], outside q3_0's \[0, 7\]"):
         exporter.read_back(tmp_path / "onnx")[Q_PROJ]
 
@@ -202,9 +179,9 @@ def test_a_code_beyond_three_bits_is_refused(tmp_path: Path):
 def test_one_changed_code_changes_the_root(written: Path):
     before = root(written)
     with open(written / graph.DATA, "rb") as data:
-        data.seek(_offset(written, f"{Q_PROJ}.codes"))
+        data.seek(offset(written, f"{Q_PROJ}.codes"))
         (first,) = data.read(1)
-    _patch(written, f"{Q_PROJ}.codes", bytes([first ^ 0x10]))
+    patch(written, f"{Q_PROJ}.codes", bytes([first ^ 0x10]))
     assert root(written) != before
 
 
@@ -222,6 +199,11 @@ def test_no_bit_of_the_program_can_change_unseen(form: str, tmp_path: Path):
             exporter.read_back(tmp_path / "onnx")
 
 
+def value_of_the_program(value: str) -> bool:
+    """Whether it comes from outside the linear or lookup: the traced program's own, or the ids."""
+    return "weight" not in value and not value.startswith(("centre.", "blocks.", "last_axis"))
+
+
 FORMS = [(form, activations) for form in ("qdq", "matmulnbits") for activations in ("float", "int8")]
 
 
@@ -237,37 +219,10 @@ def test_every_field_of_every_node_of_a_quantized_tensor_is_held(
     own = [i for i, node in enumerate(model.graph.node) if node.name.startswith(prefixes)]
     assert len(own) > 10
     for place in own:
-        for change in changes(model.graph.node[place]):
-            other = onnx.ModelProto()
-            other.CopyFrom(model)
-            change(other.graph.node[place])
-            entries = {entry.key: entry.value for entry in other.metadata_props if entry.key != seal.SEAL}
-            (tmp_path / "onnx" / graph.MODEL).write_bytes(seal.sealed(other, entries))
+        for change in node_changes(model.graph.node[place], value_of_the_program):
+            edit(tmp_path / "onnx", lambda other, place=place, change=change: change(other.graph.node[place]), model)
             with pytest.raises(Refused):
                 exporter.read_back(tmp_path / "onnx")
-
-
-def changes(node: onnx.NodeProto) -> list[Callable[[onnx.NodeProto], None]]:
-    """Each one field."""
-
-    def change(field: str) -> Callable[[onnx.NodeProto], None]:
-        return lambda n: setattr(n, field, "Identity" if field == "op_type" else "elsewhere")
-
-    def enter(i: int) -> Callable[[onnx.NodeProto], None]:
-        return lambda n: n.input.__setitem__(i, "model.norm.weight")
-
-    def drop(i: int) -> Callable[[onnx.NodeProto], None]:
-        return lambda n: n.attribute.__delitem__(i)
-
-    found = [change("op_type"), change("domain"), lambda n: n.attribute.add(name="more", i=1, type=2)]
-    inner = [i for i, value in enumerate(node.input) if "weight" in value or "/" not in value]
-    found += [enter(i) for i in inner if not value_of_the_program(node.input[i])]
-    return found + [drop(i) for i in range(len(node.attribute))]
-
-
-def value_of_the_program(value: str) -> bool:
-    """Whether it comes from outside the linear or lookup: the traced program's own, or the ids."""
-    return "weight" not in value and not value.startswith(("centre.", "blocks.", "last_axis"))
 
 
 @pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
@@ -275,32 +230,8 @@ def test_every_field_of_every_initializer_is_held(form: str, tmp_path: Path):
     exporter.export(tiny(tmp_path, "q4_1", "tied", form=form), tmp_path / "onnx")
     model = onnx.load(tmp_path / "onnx" / graph.MODEL, load_external_data=False)
 
-    def kind(t: onnx.TensorProto) -> None:
-        t.data_type = 1 if t.data_type != 1 else 7
-
-    def dims(t: onnx.TensorProto) -> None:
-        t.dims[0] += 1
-
-    def renamed(t: onnx.TensorProto) -> None:
-        t.name += "x"
-
-    def moved(t: onnx.TensorProto) -> None:
-        t.external_data[1].value = str(int(t.external_data[1].value) + 64)
-
-    def more(t: onnx.TensorProto) -> None:
-        t.external_data.add(key="checksum", value="0")
-
-    def inside(t: onnx.TensorProto) -> None:
-        t.data_location = onnx.TensorProto.DEFAULT
-
     for place, held in enumerate(model.graph.initializer):
-        if not held.external_data:
-            continue
-        for change in (kind, dims, renamed, moved, more, inside):
-            other = onnx.ModelProto()
-            other.CopyFrom(model)
-            change(other.graph.initializer[place])
-            entries = {entry.key: entry.value for entry in other.metadata_props if entry.key != seal.SEAL}
-            (tmp_path / "onnx" / graph.MODEL).write_bytes(seal.sealed(other, entries))
+        for change in INITIALIZER_CHANGES if held.external_data else ():
+            edit(tmp_path / "onnx", lambda other, i=place, change=change: change(other.graph.initializer[i]), model)
             with pytest.raises(Refused):
                 exporter.read_back(tmp_path / "onnx")

@@ -1,24 +1,27 @@
 """The exact program of every family: equal bits in PyTorch and ONNX Runtime, in one go, in steps, in padded batches."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 from family_models import CASES, VOCABULARY
 from test_family_onnx import LENGTH, LLAMA, MORE, SHORT, Decoder, Exported, apart, config_of, quantized
 
-from edgeqaf.digest import Floats
+from edgeqaf.digest import Floats, merkle_root
 from edgeqaf.errors import Refused
-from exporters.onnx.exact.build import write
+from edgeqaf.exportoptions import ExportOptions, OnnxOptions
+from edgeqaf.protocols import Artifact
+from exporters.onnx import exporter
 from exporters.onnx.exact.lower import KEPT
 from exporters.onnx.trace import trace
 from runtime_tests.interpreter import OPERATIONS, Program
 
 QUICK = ("qwen3 yarn", "gemma 3 4B", "phi 3.5 mini, long")
+EXACT = ExportOptions(onnx=OnnxOptions("exact", activations="int16"))
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 
 
@@ -34,8 +37,8 @@ def session(path: Path, level: str = "ORT_ENABLE_ALL", threads: int = 1) -> Any:
     params=[pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in (*CASES, *MORE)],
 )
 def exact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    model, path = quantized(config_of(request.param), tmp_path_factory.mktemp("family")), tmp_path_factory.mktemp("x")
-    write(model, path)
+    model = replace(quantized(config_of(request.param), tmp_path_factory.mktemp("family")), asked=EXACT)
+    path = exporter.export(model, tmp_path_factory.mktemp("x") / "onnx")
     return Exported(model, path, trace(model.config), np.random.default_rng(1).integers(5, VOCABULARY, LENGTH))
 
 
@@ -56,6 +59,12 @@ def interpreted(exact: Exported, device: str) -> dict[str, Floats]:
 
 def test_the_interpreter_has_all_that_is_kept():
     assert set() == KEPT - OPERATIONS.keys()
+
+
+def test_the_folder_holds_the_model(exact: Exported):
+    artifact = Artifact("onnx", exact.path, exporter.read_back(exact.path), exact.model.folder)
+    assert artifact.root == merkle_root(exact.model.digests())
+    assert artifact.program == "exact int16"
 
 
 def test_runtime_and_interpreter_agree_bit_for_bit(exact: Exported):
@@ -98,30 +107,8 @@ def test_it_is_the_same_model(exact: Exported):
     assert apart(exact.expected, found) < 1e-3
 
 
-def test_a_changed_digit_is_seen(tmp_path: Path):
-    model = quantized(LLAMA, tmp_path)
-    write(model, tmp_path)
-    tokens = np.arange(5, 25)[None]
-    before = Decoder(session(tmp_path)).step(tokens)
-    initializers = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.initializer
-    stored = next(t for t in initializers if t.name.endswith("down_proj.weight.digits")).external_data
-    data = tmp_path / "model.onnx.data"
-    raw = bytearray(data.read_bytes())
-    raw[int(next(entry.value for entry in stored if entry.key == "offset"))] ^= 1
-    data.write_bytes(raw)
-    assert not same(Decoder(session(tmp_path)).step(tokens), before)
-
-
-def test_two_of_a_kind_are_byte_identical(tmp_path: Path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write(quantized(LLAMA, tmp_path), tmp_path / name)
-    for file in ("model.onnx", "model.onnx.data"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
 def test_what_has_no_exact_form_is_refused_by_name(tmp_path: Path):
-    model = quantized(LLAMA | {"hidden_act": "gelu"}, tmp_path)
+    model = replace(quantized(LLAMA | {"hidden_act": "gelu"}, tmp_path), asked=EXACT)
     with pytest.raises(Refused, match=r"the program's (Gelu|Erf) \(.*\) has no exact form"):
-        write(model, tmp_path)
-    assert not (tmp_path / "model.onnx").exists()
+        exporter.export(model, tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()

@@ -8,8 +8,9 @@ import pytest
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import RuntimeAbsent
+from edgeqaf.exportoptions import ExportOptions, OnnxOptions
 from edgeqaf.source import FloatModel
-from exporters.onnx.exact.build import write
+from exporters.onnx import exporter
 from runtime_tests.interpreter import Program
 from runtime_tests.onnx import places as known
 
@@ -24,9 +25,9 @@ def folder(request: pytest.FixtureRequest, tiny_float_model: Path, tmp_path_fact
     source, grid = FloatModel(tiny_float_model), plugins.find("grids", request.param)
     quantize = plugins.find("quantizers", "absmax")
     tensors = {n: quantize(source[n], grid) if source.is_linear(n) else source[n] for n in source}
-    path = tmp_path_factory.mktemp("exact")
-    write(QModel(source.config, tensors, tiny_float_model), path)
-    return path
+    asked = ExportOptions(onnx=OnnxOptions("exact", activations="int16"))
+    model = QModel(source.config, tensors, tiny_float_model, asked=asked)
+    return exporter.export(model, tmp_path_factory.mktemp("exact") / "onnx")
 
 
 def feeds(program: Program) -> dict[str, np.ndarray]:

@@ -11,10 +11,10 @@ What the program does not read (codes, scales) is no initializer: it is there to
 digits are right.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,14 +36,26 @@ from exporters.onnx.trace import Traced, trace
 
 
 @dataclass(frozen=True)
+class Data:
+    """What lies where in the data file.
+
+    parts:   all of them, sorted by name. size: of the file, in bytes.
+    layouts: of every tensor. columns: of those that have digits too.
+    """
+
+    parts: Sequence[Part]
+    size: int
+    layouts: Mapping[str, Layout]
+    columns: Mapping[str, Columns]
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """All but the weights: the traced program, the file of the lowered one, and where everything lies."""
+    """All but the weights: the program as torch traced it, the file of the lowered one, and where its data goes."""
 
     traced: Traced
     program: bytes
-    layouts: Mapping[str, Layout]
-    columns: Mapping[str, Columns]
-    size: int
+    data: Data
 
 
 def prepare(model: QModel, kinds: Mapping[str, Kind]) -> Prepared:
@@ -51,8 +63,6 @@ def prepare(model: QModel, kinds: Mapping[str, Kind]) -> Prepared:
 
     Raises Refused for an operation without an exact form, or a matrix that no integers hold.
     """
-    from onnx import numpy_helper
-
     traced = trace(model.config)
     check_tensors(traced, kinds)
     looked_up = {name for name in (EMBEDDING,) if kinds[name][1] is not None}
@@ -61,32 +71,20 @@ def prepare(model: QModel, kinds: Mapping[str, Kind]) -> Prepared:
     program = lower(traced, counts, looked_up, model.config["max_position_embeddings"], asked.activations)
     nodes = list(stack(program))
     read = {value for node in nodes for value in node.input}
-    own = {name: layout.parts(name, *kind) for name, kind in kinds.items()}
-    held = {copy: count for name, count in counts.items() for copy in copies(traced, name)}
-    groups = {tuple(v.removesuffix(DIGITS).split(GROUP)) for v in read if v.endswith(DIGITS)}
-    digits = {names: max(held[name] for name in names) for names in groups}
-    stored = sorted(_stored(own, digits, kinds), key=lambda part: part.name)
-    offsets, size = layout.place(stored)
-    limits = (
-        products.value_limits(layer, measure.bound(model.config, model.tensors, kinds, traced, layer))
-        for layer in range(len(traced.layers))
-    )
-    constants = [numpy_helper.from_array(np.float32(value), name) for each in limits for name, value in each.items()]
-    declared = [(part, part) for part in stored if part.name in read]
-    initializers = [*program.graph.initializer, *constants, *external(stored, declared)]
+    data = _placed(read, kinds, {copy: n for name, n in counts.items() for copy in copies(traced, name)})
+    initializers = [
+        *program.graph.initializer,
+        *_limits(model, kinds, traced),
+        *external(data.parts, [(part, part) for part in data.parts if part.name in read]),
+    ]
     grids = {name: grid for name, (_, grid) in sorted(kinds.items()) if grid is not None}
     entries = {
         GRIDS: {name: grid.name for name, grid in grids.items()},
         FORM: asdict(asked),
         SHAPES: {name: shape for name, (shape, _) in sorted(kinds.items())},
     }
-    return Prepared(
-        traced,
-        assembled(program, nodes, initializers, versions(grids.values(), asked), entries),
-        {name: Layout(name, *kinds[name], own[name], {p.name: offsets[p.name] for p in own[name]}) for name in own},
-        {name: c for names, n in digits.items() for name, c in columns.columns(names, kinds, n, offsets).items()},
-        size,
-    )
+    file = assembled(program, nodes, initializers, versions(grids.values(), asked), entries)
+    return Prepared(traced, file, data)
 
 
 def _count(model: QModel, kinds: Mapping[str, Kind], names: list[str]) -> int:
@@ -94,25 +92,39 @@ def _count(model: QModel, kinds: Mapping[str, Kind], names: list[str]) -> int:
     return max(measure.count(name, rows_of(model.tensors, name), kinds[name]) for name in names)
 
 
-def _stored(
-    own: Mapping[str, list[Part]], digits: Mapping[tuple[str, ...], int], kinds: Mapping[str, Kind]
-) -> Iterator[Part]:
-    """Every part of the data file."""
-    for parts in own.values():
-        yield from parts
-    for names, count in digits.items():
-        yield from columns.parts(names, {name: kinds[name][0] for name in names}, count)
+def _limits(model: QModel, kinds: Mapping[str, Kind], traced: Traced) -> Iterator[Any]:
+    """What bounds the values of each layer, as onnx.TensorProto."""
+    from onnx import numpy_helper
+
+    for layer in range(len(traced.layers)):
+        bound = measure.bound(model.config, model.tensors, kinds, traced, layer)
+        for name, value in products.value_limits(layer, bound).items():
+            yield numpy_helper.from_array(np.float32(value), name)
 
 
-def write_data(path: Path, model: QModel, prepared: Prepared) -> None:
+def _placed(read: Iterable[str], kinds: Mapping[str, Kind], counts: Mapping[str, int]) -> Data:
+    """counts: the digits of each matrix, in all layers."""
+    groups = {tuple(value.removesuffix(DIGITS).split(GROUP)) for value in read if value.endswith(DIGITS)}
+    digits = {names: max(counts[name] for name in names) for names in sorted(groups)}
+    own = {name: layout.parts(name, *kind) for name, kind in kinds.items()}
+    further = [p for names, n in digits.items() for p in columns.parts(names, {x: kinds[x][0] for x in names}, n)]
+    stored = sorted([*further, *(part for parts in own.values() for part in parts)], key=lambda part: part.name)
+    offsets, size = layout.place(stored)
+    return Data(
+        stored,
+        size,
+        {name: Layout(name, *kinds[name], own[name], {p.name: offsets[p.name] for p in own[name]}) for name in own},
+        {name: c for names, n in digits.items() for name, c in columns.columns(names, kinds, n, offsets).items()},
+    )
+
+
+def write_data(path: Path, model: QModel, data: Data) -> None:
     """The data file, each tensor by runs of rows."""
-    with ExitStack() as stack:
-        file = stack.enter_context(open(path, "xb"))
-        advance = stack.enter_context(progress("write onnx", prepared.size, "B"))
-        file.truncate(prepared.size)
+    with open(path, "xb") as file, progress("write onnx", data.size, "B") as advance:
+        file.truncate(data.size)
         done = 0
-        for name, layout in prepared.layouts.items():
+        for name, layout in data.layouts.items():
             done += write(file.fileno(), layout, rows_of(model.tensors, name))
-            if name in prepared.columns:
-                done += prepared.columns[name].write(file.fileno(), rows_of(model.tensors, name))
+            if name in data.columns:
+                done += data.columns[name].write(file.fileno(), rows_of(model.tensors, name))
             advance(done, name)
