@@ -7,7 +7,7 @@ tied them to the model's digests, or those of a model folder the user names.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,43 +18,15 @@ from edgeqaf import plugins, witness
 from edgeqaf.child import stream
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, RuntimeAbsent
-from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions, Session, fitting
+from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fitting
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits, first_difference
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests import probes
+from runtime_tests import logits, probes
+from runtime_tests.job import Job, Outcome, subject
 
 REFERENCE = "torch_cpu"
-PROGRAM = "torch_program"  # what decides on the bits of a program that has but one result
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one child process is asked to check: one configuration of one runtime on one artifact.
-
-    tokens: prompts for R4; reference: PyTorch's logits for them; texts: the same prompts as text.
-    bits: logits that must come out to the bit, where the program says so; none elsewhere.
-    """
-
-    runtime: str
-    configuration: Configuration
-    artifact: Artifact
-    expected: Mapping[str, QTensor]
-    options: RuntimeOptions
-    tokens: Sequence[Sequence[int]] = ()
-    texts: Sequence[str] = ()
-    reference: Sequence[Floats] = ()
-    bits: Sequence[Floats] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A child's findings, its logits for each prompt, their digest and the circumstances (`witness.key`)."""
-
-    checks: list[Check]
-    logits: list[Floats]
-    digest: str = ""
-    key: Mapping[str, str] = field(default_factory=dict)
+PROGRAM = "interpreter"  # what decides on the bits of a program that has but one result
 
 
 def at_home() -> list[str]:
@@ -122,13 +94,13 @@ def climb(job: Job) -> Outcome:
     version = runtime.availability(job.options).version or ""
     with runtime.open(job.artifact, job.configuration, job.options) as session:
         checks = [_weights(job, session, version), _kernels(job, session)]
-        logits = [session.logits(ids) for ids in job.tokens]
+        made = [session.logits(ids) for ids in job.tokens]
         if job.bits:
-            checks.append(_same_bits(job, session, logits))
+            checks.append(logits.same_bits(job, session, made))
         elif job.reference:
-            checks.append(_logits(job, session, logits))
+            checks.append(logits.bounded(job, session, made))
     key = witness.key() if job.runtime == REFERENCE else {}
-    return Outcome(checks, logits, witness.digest(logits), key)
+    return Outcome(checks, made, witness.digest(made), key)
 
 
 def _weights(job: Job, session: Session, version: str) -> Check:
@@ -170,59 +142,6 @@ def _kernels(job: Job, session: Session) -> Check:
     return tally.check("R2", job, detail)
 
 
-def _same_bits(job: Job, session: Session, logits: list[Floats]) -> Check:
-    """R4: logits and those of PyTorch's run of the same program, which has one result."""
-    expected = np.concatenate(list(job.bits))
-    found = np.concatenate(logits).astype(np.float32, copy=False)
-    if found.shape != expected.shape:
-        return Check("R4", subject(job), Verdict.DIFFERENT, len(logits), unit="logits", detail="another shape")
-    different = compare_bits(expected, found)
-    first = first_difference("logits", expected, found, different) if different.any() else None
-    verdict = Verdict.DIFFERENT if first else Verdict.EXACT
-    detail = f"PyTorch's bits of this program, SHA-256 {witness.digest(list(job.bits))[:16]}; {_tokens(job, session)}"
-    return Check("R4", subject(job), verdict, len(logits), expected.size, int(different.sum()), "logits", detail, first)
-
-
-def _logits(job: Job, session: Session, logits: list[Floats]) -> Check:
-    """R4: bounded against PyTorch's logits, with greedy agreement, or different if they make no sense."""
-    fits = all(a.shape == b.shape and np.isfinite(b).all() for a, b in zip(job.reference, logits, strict=True))
-    if not fits:
-        return Check(
-            "R4", subject(job), Verdict.DIFFERENT, len(logits), unit="logits", detail="not finite, or another shape"
-        )
-    expected, found = np.concatenate(list(job.reference)), np.concatenate(logits)
-    agree = int((expected.argmax(-1) == found.argmax(-1)).sum())
-    error = float(np.abs(expected - found).max() / (expected.max() - expected.min()))
-    cause = "8-bit activations" if job.configuration.int8_activations else "order of float32 sums"
-    if job.configuration.exact_sums and not job.configuration.int8_activations:
-        cause = "16-bit activations"
-    detail = (
-        f"greedy {agree}/{len(expected)}, KL {_divergence(expected, found):.1e}, max error {error:.1e} of the range "
-        f"({cause}); {_tokens(job, session)}"
-    )
-    differing = int(compare_bits(expected, found).sum())
-    verdict = Verdict.BOUNDED if differing else Verdict.EXACT
-    return Check("R4", subject(job), verdict, len(logits), expected.size, differing, "logits", detail)
-
-
-def _tokens(job: Job, session: Session) -> str:
-    """Whether the runtime's tokenizer is PyTorch's."""
-    same = sum(session.encode(text) == list(ids) for text, ids in zip(job.texts, job.tokens, strict=True))
-    return f"tokenizer equal on {same}/{len(job.texts)}"
-
-
-def _divergence(expected: Floats, found: Floats) -> float:
-    """Mean Kullback-Leibler divergence over positions, in nats."""
-
-    def log_softmax(x: Floats) -> NDArray[np.float64]:
-        shifted = x.astype(np.float64) - x.max(-1, keepdims=True)
-        result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-        return result
-
-    p, q = log_softmax(expected), log_softmax(found)
-    return max(0.0, float((np.exp(p) * (p - q)).sum(-1).mean()))
-
-
 class _Tally:
     """Adds up comparisons over tensors and remembers the first difference."""
 
@@ -254,8 +173,3 @@ def _listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{', '.join(names[:5])}{more}"
-
-
-def subject(job: Job) -> str:
-    """How reports name a job."""
-    return f"{job.runtime} {job.configuration.name} on {job.artifact.format}"

@@ -15,6 +15,7 @@ from edgeqaf.protocols import Artifact, RuntimeOptions, fitting
 from edgeqaf.qtensor import QTensor
 from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport
 from runtime_tests import ladder
+from runtime_tests.job import Job, Outcome
 
 AT_ONCE = 2  # configurations that climb side by side, each in its own process
 
@@ -38,7 +39,7 @@ def verify(
     recorded = dist.receipt.get("witness")
     done = count(1)
     checks: list[Check] = []
-    reference: dict[str, ladder.Outcome] = {}
+    reference: dict[str, Outcome] = {}
     checks.append(_check_files(dist))
     for artifact in dist.artifacts:
         own = _expected(artifact, expected)
@@ -47,7 +48,7 @@ def verify(
         root = artifact.root
         if ladder.REFERENCE in runtimes and root not in reference:
             (job,) = ladder.jobs(artifact, own, [ladder.REFERENCE], options)
-            assert isinstance(job, ladder.Job)
+            assert isinstance(job, Job)
             reference[root] = ladder.run(ladder.with_prompts(job, recorded))
             checks += reference[root].checks
             if recorded and reference[root].logits:
@@ -56,7 +57,7 @@ def verify(
         logits = reference[root].logits if root in reference else []
         found = list(ladder.jobs(artifact, own, names, options))
         checks += [job for job in found if isinstance(job, Check)]
-        waiting = [ladder.with_prompts(job, recorded, logits) for job in found if isinstance(job, ladder.Job)]
+        waiting = [ladder.with_prompts(job, recorded, logits) for job in found if isinstance(job, Job)]
         first = [job for job in waiting if job.runtime == ladder.PROGRAM][:1]  # it decides on the bits of the others
         decided = [ladder.run(job) for job in first]
         for outcome in decided:
@@ -151,7 +152,7 @@ def _who(check: Check) -> tuple[str, str]:
     return words[0], words[-1]
 
 
-def _against_witness(artifact: Artifact, recorded: Mapping[str, Any], outcome: ladder.Outcome) -> Check:
+def _against_witness(artifact: Artifact, recorded: Mapping[str, Any], outcome: Outcome) -> Check:
     """R4: PyTorch's logits from this file's integers against those of the training forward, before the merge."""
     subject = f"{ladder.REFERENCE} before and after merge, on {artifact.format}"
     prompts, values = len(recorded["tokens"]), recorded["values"]

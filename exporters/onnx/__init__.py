@@ -62,12 +62,13 @@ class OnnxExporter:
 
     def export(self, model: QModel, path: Path) -> Path:
         """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
-        from exporters.onnx.exact import build as exact
+        from exporters.onnx.data import placed, write
+        from exporters.onnx.exact.build import prepare
         from exporters.onnx.graph import DATA, MODEL, build
         from exporters.onnx.trace import OPERATORS, trace
 
         kept, asked = _kept(model), model.asked.onnx
-        prepared = exact.prepare(model, kept) if asked.profile == "exact" else None
+        prepared = prepare(model, kept) if asked.profile == "exact" else None
         traced = prepared.traced if prepared else trace(model.config, OPERATORS)
         program = prepared.program if prepared else build(traced, kept, asked)
         path.mkdir()
@@ -78,10 +79,7 @@ class OnnxExporter:
             path / "genai_config.json", genai_config(model.config, generated, traced, MODEL, asked.accuracy_level)
         )
         (path / MODEL).write_bytes(program)
-        if prepared:
-            exact.write_data(path / DATA, model, prepared.data)
-        else:
-            everyday.write_data(path / DATA, kept, model.tensors, asked.form)
+        write(path / DATA, prepared.data if prepared else placed(kept, asked.form), model.tensors)
         return path
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:

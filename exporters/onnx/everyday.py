@@ -1,16 +1,12 @@
-"""The everyday profile's files: transformers' program, and weights in the form that runtimes fuse."""
+"""How large the everyday profile's folder will be, before anything is traced."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from edgeqaf.checkpoint import QModel
-from edgeqaf.console import progress
-from edgeqaf.digest import Tensor
-from edgeqaf.exportoptions import Form, OnnxOptions
+from edgeqaf.exportoptions import OnnxOptions
 from edgeqaf.grid import Zero
-from edgeqaf.runs import rows_of
 from edgeqaf.source import EMBEDDING
-from exporters.onnx import parts as layout
+from exporters.onnx.data import placed
 from exporters.onnx.linear import Kind
 
 # Measured bytes of model.onnx and genai_config.json: once, per layer, with a softcap, per tensor, per float zero.
@@ -20,26 +16,11 @@ _GRAPH_BYTES, _LAYER_BYTES, _SOFTCAP_BYTES, _TENSOR_BYTES, _OFFSET_BYTES = 3_000
 def size(model: QModel, kept: Mapping[str, Kind]) -> int:
     """Bytes of the folder, companions apart, within a per cent."""
     asked = model.asked.onnx
-    stored = [part for name, (shape, grid) in kept.items() for part in layout.parts(name, shape, grid, asked.form)]
     offsets = sum(grid is not None and grid.zero is Zero.OFFSET for _, grid in kept.values())
     layer = _LAYER_BYTES + (_SOFTCAP_BYTES if model.config.get("attn_logit_softcapping") else 0)
     layers: int = model.config["num_hidden_layers"]
     graph = _GRAPH_BYTES + layer * layers + _TENSOR_BYTES * len(kept) + _OFFSET_BYTES * offsets
-    return layout.place(stored)[1] + graph + _further_bytes(kept, asked)
-
-
-def write_data(path: Path, kept: Mapping[str, Kind], tensors: Mapping[str, Tensor], form: Form) -> None:
-    """The data file, each tensor by runs of rows."""
-    from exporters.onnx.strips import Layout, write
-
-    stored = {name: layout.parts(name, shape, grid, form) for name, (shape, grid) in kept.items()}
-    offsets, size = layout.place([part for each in stored.values() for part in each])
-    with open(path, "xb") as file, progress("write onnx", size, "B") as advance:
-        file.truncate(size)
-        done = 0
-        for name, (shape, grid) in kept.items():
-            done += write(file.fileno(), Layout(name, shape, grid, stored[name], offsets), rows_of(tensors, name))
-            advance(done, name)
+    return placed(kept, asked.form).size + graph + _further_bytes(kept, asked)
 
 
 def _further_bytes(kept: Mapping[str, Kind], asked: OnnxOptions) -> int:

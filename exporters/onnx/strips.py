@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqaf import runs
 from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid
 from edgeqaf.runs import Rows, Run, ahead, cuts
@@ -141,13 +140,6 @@ class InFolder:
         run = decode(layout.name, layout.stored, grid, arrays, layout.shape[1])
         skipped = start % lanes
         return {part: array[skipped : skipped + stop - start] for part, array in run.items()} if lanes > 1 else run
-
-    def whole(self) -> Any:
-        """All of it."""
-        shape = self.layout.shape
-        if self.layout.grid is None:
-            return self.read(0, shape[0])
-        return runs.whole(self.read, self.layout.grid, (shape[0], shape[1]))
 
     def _some(self, start: int, stop: int) -> list[Array]:
         """Rows of one strip as the parts hold them, from a whole byte to a whole byte."""

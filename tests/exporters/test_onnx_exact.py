@@ -184,7 +184,7 @@ def _other_limits(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_drop_a_shape, f"metadata edgeqaf.shapes has no {Q_PROJ}"),
+        (_drop_a_shape, f"{Q_PROJ} has a grid and no shape"),
         (_widen_a_shape, "is stored at"),
         (_say_it_in_words, "metadata edgeqaf.shapes: not of integers"),
         (_claim_the_other_profile, "in profile everyday"),

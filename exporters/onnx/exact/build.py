@@ -11,42 +11,24 @@ What the program does not read (codes, scales) is no initializer: it is there to
 digits are right.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeqaf.checkpoint import QModel
-from edgeqaf.console import progress
 from edgeqaf.runs import rows_of
 from edgeqaf.source import EMBEDDING
-from exporters.onnx import parts as layout
-from exporters.onnx.exact import columns, measure, products
-from exporters.onnx.exact.columns import DIGITS, GROUP, Columns
+from exporters.onnx.data import Data, placed
+from exporters.onnx.exact import measure, products
+from exporters.onnx.exact.columns import DIGITS, GROUP
 from exporters.onnx.exact.lower import lower, matrices
 from exporters.onnx.graph import assembled, check_tensors, external, versions
 from exporters.onnx.linear import Kind
-from exporters.onnx.parts import Part
 from exporters.onnx.seal import FORM, GRIDS, SHAPES
 from exporters.onnx.stack import copies, stack
-from exporters.onnx.strips import Layout, write
 from exporters.onnx.trace import Traced, trace
-
-
-@dataclass(frozen=True)
-class Data:
-    """What lies where in the data file.
-
-    parts:   all of them, sorted by name. size: of the file, in bytes.
-    layouts: of every tensor. columns: of those that have digits too.
-    """
-
-    parts: Sequence[Part]
-    size: int
-    layouts: Mapping[str, Layout]
-    columns: Mapping[str, Columns]
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,8 @@ def prepare(model: QModel, kinds: Mapping[str, Kind]) -> Prepared:
     program = lower(traced, counts, looked_up, model.config["max_position_embeddings"], asked.activations)
     nodes = list(stack(program))
     read = {value for node in nodes for value in node.input}
-    data = _placed(read, kinds, {copy: n for name, n in counts.items() for copy in copies(traced, name)})
+    groups = _groups(read, {copy: n for name, n in counts.items() for copy in copies(traced, name)})
+    data = placed(kinds, digits=groups)
     initializers = [
         *program.graph.initializer,
         *_limits(model, kinds, traced),
@@ -102,29 +85,7 @@ def _limits(model: QModel, kinds: Mapping[str, Kind], traced: Traced) -> Iterato
             yield numpy_helper.from_array(np.float32(value), name)
 
 
-def _placed(read: Iterable[str], kinds: Mapping[str, Kind], counts: Mapping[str, int]) -> Data:
-    """counts: the digits of each matrix, in all layers."""
-    groups = {tuple(value.removesuffix(DIGITS).split(GROUP)) for value in read if value.endswith(DIGITS)}
-    digits = {names: max(counts[name] for name in names) for names in sorted(groups)}
-    own = {name: layout.parts(name, *kind) for name, kind in kinds.items()}
-    further = [p for names, n in digits.items() for p in columns.parts(names, {x: kinds[x][0] for x in names}, n)]
-    stored = sorted([*further, *(part for parts in own.values() for part in parts)], key=lambda part: part.name)
-    offsets, size = layout.place(stored)
-    return Data(
-        stored,
-        size,
-        {name: Layout(name, *kinds[name], own[name], {p.name: offsets[p.name] for p in own[name]}) for name in own},
-        {name: c for names, n in digits.items() for name, c in columns.columns(names, kinds, n, offsets).items()},
-    )
-
-
-def write_data(path: Path, model: QModel, data: Data) -> None:
-    """The data file, each tensor by runs of rows."""
-    with open(path, "xb") as file, progress("write onnx", data.size, "B") as advance:
-        file.truncate(data.size)
-        done = 0
-        for name, layout in data.layouts.items():
-            done += write(file.fileno(), layout, rows_of(model.tensors, name))
-            if name in data.columns:
-                done += data.columns[name].write(file.fileno(), rows_of(model.tensors, name))
-            advance(done, name)
+def _groups(read: Iterable[str], counts: Mapping[str, int]) -> dict[tuple[str, ...], int]:
+    """The digits of each group that is read. counts: those of each matrix, in all layers."""
+    found = {tuple(value.removesuffix(DIGITS).split(GROUP)) for value in read if value.endswith(DIGITS)}
+    return {names: max(counts[name] for name in names) for names in sorted(found)}

@@ -29,10 +29,10 @@ DIGITS, UNIT = ".digits", ".unit"
 RUN = 2**22  # weights of a run
 
 
-def parts(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], count: int) -> list[Part]:
+def parts(names: Sequence[str], kinds: Mapping[str, Kind], count: int) -> list[Part]:
     """What a group takes in the data file, with so many digits."""
-    group, out = GROUP.join(names), sum(shapes[name][0] for name in names)
-    return [Part(group + DIGITS, "INT8", (shapes[names[0]][1], count * out)), Part(group + UNIT, "FLOAT", (out,))]
+    group, out, inputs = GROUP.join(names), sum(kinds[name][0][0] for name in names), kinds[names[0]][0][1]
+    return [Part(group + DIGITS, "INT8", (inputs, count * out)), Part(group + UNIT, "FLOAT", (out,))]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Interpreted:
         return {name: value.cpu().numpy() for name, value in self._program(feeds).items()}
 
 
-class TorchProgram:
+class Interpreter:
     """See edgeqaf.protocols.Runtime."""
 
     reads: ClassVar[str | None] = "onnx"
@@ -63,4 +63,4 @@ class TorchProgram:
         yield OnnxSession(artifact.path, load, {"threads": options.threads})
 
 
-runtime = TorchProgram()
+runtime = Interpreter()

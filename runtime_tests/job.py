@@ -1,0 +1,43 @@
+"""What one climb of the ladder is asked, and what it answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgeqaf.digest import Floats
+from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions
+from edgeqaf.qtensor import QTensor
+from edgeqaf.report import Check
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one child process is asked to check: one configuration of one runtime on one artifact.
+
+    tokens: prompts for R4; reference: PyTorch's logits for them; texts: the same prompts as text.
+    bits: logits that must come out to the bit, where the program says so; none elsewhere.
+    """
+
+    runtime: str
+    configuration: Configuration
+    artifact: Artifact
+    expected: Mapping[str, QTensor]
+    options: RuntimeOptions
+    tokens: Sequence[Sequence[int]] = ()
+    texts: Sequence[str] = ()
+    reference: Sequence[Floats] = ()
+    bits: Sequence[Floats] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A child's findings, its logits for each prompt, their digest and the circumstances (`witness.key`)."""
+
+    checks: list[Check]
+    logits: list[Floats]
+    digest: str = ""
+    key: Mapping[str, str] = field(default_factory=dict)
+
+
+def subject(job: Job) -> str:
+    """How reports name a job."""
+    return f"{job.runtime} {job.configuration.name} on {job.artifact.format}"
