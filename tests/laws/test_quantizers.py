@@ -146,7 +146,7 @@ def test_what_another_run_left_halfway_is_not_taken(changed, tiny_float_model, t
 
 def test_linears_that_share_an_input_share_a_hessian(tiny_float_model, text):
     source = FloatModel(tiny_float_model)
-    calibration = Calibration(source, sequences(text, tiny_float_model, 512))
+    calibration = Calibration(source.config, source, sequences(text, tiny_float_model, 512))
     names = [name for name in source if source.is_linear(name) and ".layers.0." in name]
     groups = [[n.split(".")[-2][0] for n in sharers] for sharers, _ in calibration.hessians(0, names)]
     assert groups == [["q", "k", "v"], ["o"], ["g", "u"], ["d"]]
