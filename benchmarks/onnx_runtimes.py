@@ -5,11 +5,11 @@
     python benchmarks/onnx_runtimes.py --threads 2 --prompt 1000 --rounds 5
 
 The model is a Llama of random weights (`synthetic.py`). `edgeqaf` is our export of it on q4_0; its embedding, which is
-the head too, stays float32. The builder (`-p int4 -e cpu`) quantizes embedding and head as well; as `float head` it
-leaves the head alone. Every contestant is a process of its own. They take turns: in each round each reads the same
-prompt and generates some tokens, one at a time. A ratio is the median, over the rounds, of the speed of a contestant
-over that of the builder's graph of the same accuracy level with a float head (of level 1 for float32). The peak of
-memory is that of a process which loads the folder and does all its rounds.
+the head too, stays float32, and as `ends` is on q4_0 too (`--ends q4_0`). The builder (`-p int4 -e cpu`) quantizes
+embedding and head as well; as `float head` it leaves the head alone. Every contestant is a process of its own. They
+take turns: in each round each reads the same prompt and generates some tokens, one at a time. A ratio is the median,
+over the rounds, of the speed of a contestant over that of the builder's graph of the same accuracy level with a float
+head (of level 1 for float32). The peak of memory is that of a process which loads the folder and does all its rounds.
 """
 
 import argparse
@@ -53,10 +53,13 @@ FOUR, ONE = "builder, float head, level 4, genai", "builder, float head, level 1
 CONTESTANTS = (
     Contestant("edgeqaf, level 4, ORT", "edgeqaf/onnx", "ort", "4", FOUR),
     Contestant("edgeqaf, level 4, genai", "edgeqaf/onnx", "genai", "4", FOUR),
+    Contestant("edgeqaf, ends, level 4, ORT", "edgeqaf-ends/onnx", "ort", "4", FOUR),
+    Contestant("edgeqaf, ends, level 4, genai", "edgeqaf-ends/onnx", "genai", "4", FOUR),
     Contestant(FOUR, "builder-head", "genai", None, FOUR),
     Contestant("builder, level 4, genai", "builder", "genai", None, FOUR),
     Contestant("edgeqaf, level 1, ORT", "edgeqaf/onnx", "ort", "1", ONE),
     Contestant("edgeqaf, level 1, genai", "edgeqaf/onnx", "genai", "1", ONE),
+    Contestant("edgeqaf, ends, level 1, genai", "edgeqaf-ends/onnx", "genai", "1", ONE),
     Contestant(ONE, "builder-head-1", "genai", None, ONE),
     Contestant("float32, ORT", "float", "ort", None, ONE),
 )
@@ -80,21 +83,24 @@ def build(folder: Path, shape: str, genai: str) -> None:
     ours = [sys.executable, "-m", "edgeqaf"]
     there = [genai, "-c", "import onnxruntime_genai as og; print(og.__path__[0])"]
     package = Path(subprocess.run(there, check=True, capture_output=True, text=True).stdout.strip())
+    absmax = ("--quantizer", "absmax")
     theirs = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu", "-i", "model"]
     commands = {
-        "edgeqaf quantize": [*ours, "quantize", "model", "-o", "base", "--quantizer", "absmax"],
+        "edgeqaf quantize": [*ours, "quantize", "model", "-o", "base", *absmax],
         "edgeqaf export": [*ours, "export", "base", "-o", "edgeqaf", "--format", "onnx"],
+        "edgeqaf quantize, ends": [*ours, "quantize", "model", "-o", "ends", *absmax, "--ends", "q4_0"],
+        "edgeqaf export, ends": [*ours, "export", "ends", "-o", "edgeqaf-ends", "--format", "onnx"],
         **{name: [*theirs, "-o", name, "-c", "cache", *more] for name, more in BUILDER.items()},
     }
     # The builder needs torch and transformers, which are here; only onnxruntime-genai is from its environment.
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(package.parent)]))
-    print(f"{'command':20} {'seconds':>8} {'peak MB':>8}")
+    print(f"{'command':22} {'seconds':>8} {'peak MB':>8}")
     for name, line in commands.items():
         start = time.perf_counter()
         process = subprocess.Popen(line, cwd=folder, env=os.environ | {"PYTHONPATH": path}, stdout=-3, stderr=-3)
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0, line
-        print(f"{name:20} {time.perf_counter() - start:8.1f} {usage.ru_maxrss / 1024:8.0f}", flush=True)
+        print(f"{name:22} {time.perf_counter() - start:8.1f} {usage.ru_maxrss / 1024:8.0f}", flush=True)
 
 
 def rounds(asked: argparse.Namespace, folder: Path) -> tuple[dict[str, list[Mapping[str, Any]]], dict[str, float]]:

@@ -96,8 +96,7 @@ def fits(model: Sized, profile: DeviceProfile, context_tokens: int | None = None
         raise UsageError(f"context {context} is outside the model's 1 to {positions}", "choose a context within it")
     parts = {
         "weights": model.weight_bytes,
-        "packed copy": int(model.matrix_bytes * loading.packed_copy)
-        + loading.packs_head * model.dimensions.table_bytes,
+        "packed copy": int(model.matrix_bytes * loading.packed_copy) + loading.packs_head * model.float_head_bytes,
         "KV cache": kv_bytes(model.dimensions, context, loading.kv_bytes),
         "compute": _compute_bytes(model.dimensions, context, loading),
         "runtime": RUNTIME_BYTES + RUNTIME_BYTES_PER_ENTRY * model.dimensions.vocabulary,
@@ -134,7 +133,7 @@ def _compute_bytes(d: Dimensions, context: int, loading: Loading) -> int:
 
 def _streamed_bytes(model: Sized) -> int:
     """Bytes that generating one token reads at least: all weights but an embedding table of its own."""
-    return max(1, model.weight_bytes - (0 if model.dimensions.tied else model.dimensions.table_bytes))
+    return max(1, model.weight_bytes - model.lookup_bytes)
 
 
 def _reasons(model: Sized, profile: DeviceProfile, total: int) -> Iterator[str]:

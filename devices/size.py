@@ -16,7 +16,7 @@ from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import read_json
 from edgeqaf.protocols import Exporter
-from edgeqaf.source import EMBEDDING, HEAD, FloatModel, is_linear, is_tied
+from edgeqaf.source import EMBEDDING, ENDS, HEAD, FloatModel, is_linear, is_tied
 from edgeqaf.splitnames import names_from
 
 Tensor = tuple[str, tuple[int, ...], Grid | None]
@@ -61,32 +61,30 @@ class Dimensions:
             tied=is_tied(config),
         )
 
-    @property
-    def table_bytes(self) -> int:
-        """The embedding table, or a head of its own, in float32: neither is ever quantized."""
-        return self.vocabulary * self.hidden * 4
-
 
 @dataclass(frozen=True)
 class Sized:
     """A model as an artifact of one format: its dimensions and the bytes of its weights.
 
-    dimensions: of the Hugging Face ``config.json``.
-    grids:      of its quantized tensors, sorted.
-    origin:     what the number of bytes was taken from, in words.
+    dimensions:       of the Hugging Face ``config.json``.
+    lookup_bytes:     of the embedding, where the head has a tensor of its own: looked up, and never multiplied.
+    float_head_bytes: of what the head multiplies by; 0 where that is quantized.
+    grids:            of its quantized tensors, sorted.
+    origin:           what the number of bytes was taken from, in words.
     """
 
     format: str
     dimensions: Dimensions
     weight_bytes: int
+    lookup_bytes: int
+    float_head_bytes: int
     grids: tuple[str, ...]
     origin: str
 
     @property
     def matrix_bytes(self) -> int:
-        """The weights without the embedding table and the head: in essence the quantized matrices."""
-        tables = 1 if self.dimensions.tied else 2
-        return max(0, self.weight_bytes - tables * self.dimensions.table_bytes)
+        """The weights without a table that is looked up and a head in float: in essence the quantized matrices."""
+        return max(0, self.weight_bytes - self.lookup_bytes - self.float_head_bytes)
 
 
 def size(folder: Path, format: str, grid: str = "q4_0") -> Sized:
@@ -105,8 +103,18 @@ def size(folder: Path, format: str, grid: str = "q4_0") -> Sized:
     if manifest.get("kind") not in ("base", "merged"):
         raise Refused(f"{folder} is a {manifest.get('kind')} folder", "pass a folder made by quantize, merge or export")
     tensors = list(_manifest_tensors(folder, manifest))
-    grids = tuple(sorted({g.name for _, _, g in tensors if g}))
-    return Sized(format, _dimensions(folder), _stored_bytes(tensors, format), grids, f"the tensors of {folder}")
+    return _sized(format, folder, tensors, _stored_bytes(tensors, format), f"the tensors of {folder}")
+
+
+def _sized(format: str, folder: Path, tensors: list[Tensor], weight_bytes: int, origin: str) -> Sized:
+    """folder: with the config.json."""
+    grids = tuple(sorted({grid.name for _, _, grid in tensors if grid}))
+    dimensions = _dimensions(folder)
+    embedding, head = (_stored_bytes((t for t in tensors if t[0] == name), format) for name in ENDS)
+    multiplied = EMBEDDING if dimensions.tied else HEAD
+    is_float = any(name == multiplied and grid is None for name, _, grid in tensors)
+    lookup, float_head = (0, embedding) if dimensions.tied else (embedding, head)
+    return Sized(format, dimensions, weight_bytes, lookup, float_head if is_float else 0, grids, origin)
 
 
 def _dimensions(folder: Path) -> Dimensions:
@@ -143,7 +151,7 @@ def _size_float(folder: Path, format: str, grid: Grid) -> Sized:
         tensors = list(_implied_tensors(folder, grid))
     kept = [(name, shape, g if g and g.fits(shape[-1]) else None) for name, shape, g in tensors]
     origin = f"{folder} as if quantized to {grid.name}"
-    return Sized(format, _dimensions(folder), _stored_bytes(kept, format), (grid.name,), origin)
+    return _sized(format, folder, kept, _stored_bytes(kept, format), origin)
 
 
 def _implied_tensors(folder: Path, grid: Grid) -> Iterator[Tensor]:
@@ -192,7 +200,6 @@ def _size_dist(folder: Path, format: str, manifest: Mapping[str, Any]) -> Sized:
         if not part.exists():
             raise Refused(f"{folder / MANIFEST}: artifact {part.name!r} is not in the folder", "export again")
     files = [p for part in parts for p in ([part] if part.is_file() else part.rglob("*")) if p.is_file()]
-    grids = tuple(sorted({g.name for _, _, g in _manifest_tensors(folder, manifest) if g}))
     weight_bytes = sum(p.stat().st_size for p in files)
     origin = f"the size of {path}" if len(parts) == 1 else f"the sizes of {path} and {len(parts) - 1} more"
-    return Sized(format, _dimensions(folder / REFERENCE), weight_bytes, grids, origin)
+    return _sized(format, folder / REFERENCE, list(_manifest_tensors(folder, manifest)), weight_bytes, origin)

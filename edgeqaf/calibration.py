@@ -1,4 +1,4 @@
-"""A calibration text on its way through a float model, one decoder layer's weights in memory at a time.
+"""A calibration text on its way through a model, one decoder layer's weights in memory at a time.
 
 The activations of the whole text are kept (tokens * hidden size * 4 bytes), and beside them one decoder layer and its
 Hessians (in * in * 8 bytes for each input that a linear of it has). What a layer is given comes from the layers before
@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgeqaf import digest
 from edgeqaf.console import say
 from edgeqaf.data.examples import pieces
 from edgeqaf.data.reading import read_rows
-from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
 from edgeqaf.layerwise import Walk
 from edgeqaf.material import context_of
@@ -56,13 +56,14 @@ def sequences(text: Path | str, folder: Path, count: int) -> Tensor:
 
 
 class Calibration:
-    """A text before one decoder layer of a float model.
+    """A text before one decoder layer of a model.
 
-    ids: from `sequences`. The embedding is in memory while this is made; no two layers ever are.
+    tensors: the float model's, or the embedding on a grid. ids: from `sequences`. The embedding is in memory while
+    this is made; no two layers ever are.
     """
 
-    def __init__(self, source: FloatModel, ids: Tensor) -> None:
-        self._walk = Walk(source.config, source, [row[None] for row in ids], use_cache=False)
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, digest.Tensor], ids: Tensor) -> None:
+        self._walk = Walk(config, tensors, [row[None] for row in ids], use_cache=False)
         self._hidden = self._walk.hidden
 
     def __len__(self) -> int:
@@ -72,7 +73,7 @@ class Calibration:
     def hessians(self, index: int, names: Sequence[str]) -> Iterator[tuple[list[str], NDArray[np.float64]]]:
         """X^T X, float64 [in, in], over the text, of the layer's linears ``names``: once for those that share an input.
 
-        The layer takes its float weights from the source.
+        The layer takes its weights, which are float, from the tensors.
         """
         self._walk.layer(index)
         seen = _Inputs()
@@ -84,7 +85,7 @@ class Calibration:
             hook.remove()
         yield from seen.found()
 
-    def through(self, index: int, weights: Mapping[str, Floats]) -> None:
+    def through(self, index: int, weights: Mapping[str, digest.Floats]) -> None:
         """Go on to the next layer, through this one with some of its ``weights`` replaced."""
         self._walk.layer(index)
         for name, values in weights.items():

@@ -1,4 +1,4 @@
-"""The two ends of a model, where a GGUF file has them quantized: embedding and head. They are read, never tuned."""
+"""The two ends of a model, where they are quantized: embedding and head. They are read, never tuned."""
 
 import torch
 from torch import Tensor, nn

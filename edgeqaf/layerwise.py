@@ -19,7 +19,7 @@ from edgeqaf.modeling import head_of, put, require_plausible, require_whole, ske
 from edgeqaf.nn import QLinear
 from edgeqaf.packed import Packed, packed_by_rows
 from edgeqaf.runs import ByRows, Outlined
-from edgeqaf.source import EMBEDDING, HEAD
+from edgeqaf.source import EMBEDDING, ENDS, HEAD
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -48,7 +48,7 @@ class Walk:
         self._layers = list(decoder.layers)
         self._names = _by_layer(tensors, len(self._layers))
         for name in self._names[None]:
-            if name not in (EMBEDDING, HEAD):
+            if name not in ENDS:
                 put(self.model, name, tensors[name])
         give_back()
         met: list[tuple[Tensor, dict[str, Any]]] = []

@@ -19,14 +19,14 @@ from typing import Any, ClassVar
 
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
-from edgeqaf.digest import Floats, Tensor
+from edgeqaf.digest import FLOAT32, Floats, Tensor
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.grid import Grid
 from edgeqaf.parts import Parts, split
 from edgeqaf.qtensor import QTensor
 from edgeqaf.quantize import GRID, Plan, plan
 from edgeqaf.runs import Rows, whole
-from edgeqaf.source import FloatModel
+from edgeqaf.source import ENDS, FloatModel, is_linear
 
 Rule = Callable[[Floats, Grid], QTensor]
 
@@ -49,20 +49,29 @@ class Quantizer(ABC):
 class Job:
     """A float model on its way onto a grid.
 
-    stored: tensor name -> the grid's name, or "float32"; out: the folder that will be written, not there yet.
+    grids: of the tensors that go onto one, by name; the others stay float. grid: that of the linear weights.
+    out: the folder that will be written, not there yet.
     """
 
     source: FloatModel
-    stored: Mapping[str, str]
+    grids: Mapping[str, Grid]
     grid: Grid
     out: Path
     options: Mapping[str, Any]
 
+    @property
+    def ends(self) -> dict[str, Grid]:
+        """Of the grids, those of embedding and head."""
+        return {name: grid for name, grid in self.grids.items() if name in ENDS}
+
 
 class OntoGrid(Quantizer):
-    """Every linear weight whose rows fit goes onto one grid; the rest stays float. name: the file's name."""
+    """Every linear weight whose rows fit goes onto one grid, the two ends onto another if asked; the rest stays float.
 
-    takes: ClassVar[frozenset[str]] = frozenset({"grid"})
+    name: the file's name. grid: of the linear weights. ends: of the embedding, and of a head that is not tied to it.
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"grid", "ends"})
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -72,17 +81,19 @@ class OntoGrid(Quantizer):
         """Every tensor of the base by name, each asked for once, and what they lie in cleared away afterwards."""
 
     def record(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """What the manifest says of the options, beside the grid; no paths."""
+        """What the manifest says of the options, beside the grids; no paths."""
         return {}
 
     def plan(self, folder: Path, options: Mapping[str, Any]) -> Plan:
-        return plan(folder, options.get("grid", GRID))
+        return plan(folder, options.get("grid", GRID), options.get("ends"))
 
     def base(self, folder: Path, out: Path, options: Mapping[str, Any], *, force: bool = False) -> QModel:
         decided = self.plan(folder, options)
         source, grid = FloatModel(folder), plugins.find("grids", options.get("grid", GRID))
-        recorded = {"grid": grid.name, "quantizer": self.name, **self.record(options)}
-        with self.tensors(Job(source, decided.stored, grid, out, options)) as tensors:
+        grids = {name: plugins.find("grids", kind) for name, kind in decided.stored.items() if kind != FLOAT32}
+        ends = {"ends": plugins.find("grids", options["ends"]).name} if "ends" in options else {}
+        recorded = {"grid": grid.name, **ends, "quantizer": self.name, **self.record(options)}
+        with self.tensors(Job(source, grids, grid, out, options)) as tensors:
             model = QModel(source.config, tensors, folder)
             return checkpoint.save(
                 model, out, kind="base", parent=None, options=recorded, force=force, title=f"quantize {grid.name}"
@@ -100,17 +111,21 @@ class EachMatrix(OntoGrid):
         return self._rule(weights, grid)
 
     def tensors(self, job: Job) -> AbstractContextManager[Mapping[str, Tensor]]:
-        return nullcontext(AsAsked(job, lambda name: partial(self._some, name, job)))
+        return nullcontext(AsAsked(job, lambda name: self.rows(job, name)))
 
-    def _some(self, name: str, job: Job, start: int, stop: int) -> Parts:
+    def rows(self, job: Job, name: str) -> Rows:
+        """A tensor of the job on its grid, made run by run as it is asked for."""
+        return partial(self._some, job, name)
+
+    def _some(self, job: Job, name: str, start: int, stop: int) -> Parts:
         try:
-            return split(self._rule(job.source.rows(name)(start, stop), job.grid))
+            return split(self._rule(job.source.rows(name)(start, stop), job.grids[name]))
         except Refused as error:
             raise Refused(f"{name}: {error.cause}", error.remedy) from None
 
 
 class AsAsked(Mapping[str, Tensor]):
-    """The tensors of a job: by ``quantized(name)`` those that go onto its grid, and the source's the others."""
+    """The tensors of a job: by ``quantized(name)`` those that go onto a grid, and the source's the others."""
 
     def __init__(self, job: Job, quantized: Callable[[str], Rows]) -> None:
         self._job, self._quantized = job, quantized
@@ -125,21 +140,27 @@ class AsAsked(Mapping[str, Tensor]):
         return name in self._job.source  # the mixin's would read the tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        if not self._on_grid(name):
+        if name not in self._job.grids:
             return self._job.source[name]
         out, inputs = self._job.source.shape(name)
-        return whole(self._quantized(name), self._job.grid, (out, inputs))
+        return whole(self._quantized(name), self._job.grids[name], (out, inputs))
 
     def rows(self, name: str) -> Rows:
         """`edgeqaf.runs.ByRows`."""
-        return self._quantized(name) if self._on_grid(name) else self._job.source.rows(name)
-
-    def _on_grid(self, name: str) -> bool:
-        return self._job.stored[name] == self._job.grid.name
+        return self._quantized(name) if name in self._job.grids else self._job.source.rows(name)
 
     def outline(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """`edgeqaf.checkpoint.QModel.outline`; no tensor is read for it."""
-        return {name: (self._job.stored[name], self._job.source.shape(name)) for name in self}
+        source, grids = self._job.source, self._job.grids
+        return {name: (grids[name].name if name in grids else FLOAT32, source.shape(name)) for name in self}
+
+
+def misfits(base: QModel) -> dict[str, str]:
+    """Of a base that a quantizer put onto grids: each tensor that stayed float -> the grid that its rows do not fit."""
+    options, outline = base.manifest["options"], base.outline()
+    meant = {name: options["grid"] for name in outline if is_linear(base.config["model_type"], name)}
+    meant |= {name: options["ends"] for name in ENDS if name in outline and "ends" in options}
+    return {name: meant[name] for name in sorted(meant) if outline[name][0] == FLOAT32}
 
 
 def require_known(name: str, options: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from edgeqaf.errors import Refused
 from edgeqaf.jsonfile import read_json
 from edgeqaf.shards import Shards
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ENDS = EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SEPARATE = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
@@ -115,7 +115,7 @@ class FloatModel(Mapping[str, Floats]):
                 f"{self._shards.path(name)}: {name} is {dtype}, not a float type",
                 "pass the float checkpoint, not a quantized one",
             )
-        if self.is_linear(name) and len(shape) != 2:
+        if (name in ENDS or self.is_linear(name)) and len(shape) != 2:
             raise Refused(
                 f"{self._shards.path(name)}: {name} has shape {shape}, not [out, in]",
                 "the checkpoint is damaged; fetch it again",

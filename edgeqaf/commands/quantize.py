@@ -29,6 +29,13 @@ def command(
             "Default: q4_0; what is imported keeps its own."
         ),
     ] = None,
+    ends: Annotated[
+        str | None,
+        typer.Option(
+            help="Grid of the embedding, and of a head that is not tied to it: q8_0, q4_0. By rtn where gptq does the "
+            "rest; not for llama.cpp, which has its own types. Default: they stay float."
+        ),
+    ] = None,
     quantizer: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +69,7 @@ def command(
     from edgeqaf.quantizer import Quantizer, require_known
 
     given = {
-        "grid": grid, "calib": calib, "calib_tokens": calib_tokens, "damping": damping, "type": kind,
+        "grid": grid, "ends": ends, "calib": calib, "calib_tokens": calib_tokens, "damping": damping, "type": kind,
         "imatrix": imatrix, "pure": pure or None, "llama_lib": llama_lib,
     }  # fmt: skip
     options = {option: value for option, value in given.items() if value is not None}
@@ -117,10 +124,11 @@ def _report(base: "QModel", output: Path, json: bool) -> None:
 
     from edgeqaf.console import emit, say
     from edgeqaf.digest import FLOAT32
-    from edgeqaf.source import is_linear
+    from edgeqaf.quantizer import misfits
+    from edgeqaf.source import ENDS
 
-    weights: Counter[str] = Counter()
-    for found, shape in base.outline().values():
+    outline, weights = base.outline(), Counter[str]()
+    for found, shape in outline.values():
         weights[found] += prod(shape)
     report: dict[str, object] = {"output": str(output), "root": base.root}
     grid = base.manifest["options"].get("grid")
@@ -129,11 +137,14 @@ def _report(base: "QModel", output: Path, json: bool) -> None:
         say(f"{output}: {sum(weights.values()):,} weights ({shares}), root {base.root[:12]}")
         report |= {"weights": dict(weights)}
     else:
-        kept = [n for n, (g, _) in base.outline().items() if g == FLOAT32 and is_linear(base.config["model_type"], n)]
-        if kept:
-            say(f"kept in float, as their rows do not fit {grid}'s block: {', '.join(sorted(kept))}")
-        say(f"{output}: {weights[grid]:,} weights on {grid}, root {base.root[:12]}")
-        report |= {"grid": grid, "weights": weights[grid], "misfits": sorted(kept)}
+        kept = misfits(base)
+        for its in sorted(set(kept.values())):
+            names = ", ".join(name for name in kept if kept[name] == its)
+            say(f"kept in float, as their rows do not fit {its}'s block: {names}")
+        shares = ", ".join(f"{count:,} weights on {name}" for name, count in weights.most_common() if name != FLOAT32)
+        say(f"{output}: {shares}, root {base.root[:12]}")
+        report |= {"grid": grid, "weights": base.weights(), "misfits": list(kept)}
+        report |= {"ends": {n: outline[n][0] for n in ENDS if n in outline and outline[n][0] != FLOAT32}}
     say(f"next: edgeqaf finetune {output} --data train.jsonl -o run")
     if json:
         emit(report)

@@ -4,22 +4,27 @@ It goes through the model layer by layer (`edgeqaf.calibration`), each layer giv
 make of the text. All Hessians of a layer come from its float weights, as in the paper's code. Finished layers are kept
 beside the output, and a run that was killed goes on after them (`edgeqaf.halfway`).
 
+An embedding is looked up, not multiplied, so it has no Hessian: where the ends are quantized, rtn does both, and the
+first layer is given what the quantized embedding makes of the text.
+
 The same inputs give the same bytes on the same machine with the same number of threads: sums of activations are BLAS's.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgeqaf import __version__
+from edgeqaf import __version__, plugins
 from edgeqaf.console import progress, say
 from edgeqaf.digest import Tensor, file_sha256
 from edgeqaf.errors import Refused, UsageError
 from edgeqaf.qtensor import decode
 from edgeqaf.quantize import Plan
-from edgeqaf.quantizer import AsAsked, Job, OntoGrid
+from edgeqaf.quantizer import AsAsked, EachMatrix, Job, OntoGrid
 from edgeqaf.runs import rows_of
 
 if TYPE_CHECKING:
@@ -34,7 +39,7 @@ class Gptq(OntoGrid):
     damping: added to the diagonal of every Hessian, as a share of its mean.
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"grid", "calib", "calib_tokens", "damping"})
+    takes: ClassVar[frozenset[str]] = OntoGrid.takes | {"calib", "calib_tokens", "damping"}
 
     def plan(self, folder: Path, options: Mapping[str, Any]) -> Plan:
         if "calib" not in options:
@@ -61,12 +66,14 @@ class Gptq(OntoGrid):
 
         ids = sequences(job.options["calib"], job.source.folder, job.options.get("calib_tokens", TOKENS))
         halfway = Halfway(job.out, _made_of(job, ids.numpy().tobytes()), job.grid.name)
-        calibration = Calibration(job.source, ids)
+        rtn: EachMatrix = plugins.find("quantizers", "rtn")
+        before = AsAsked(replace(job, grids=job.ends), partial(rtn.rows, job))
+        calibration = Calibration(job.source.config, before, ids)
         layers = _linears(job, len(calibration))
         finished = [halfway.layer(i, names) for i, names in enumerate(layers)]
-        before = sum(one is not None for one in finished)
-        if before:
-            say(f"{before} of {len(layers)} layers were finished before")
+        already = sum(one is not None for one in finished)
+        if already:
+            say(f"{already} of {len(layers)} layers were finished before")
         with progress(f"gptq {job.grid.name}", len(layers)) as advance:
             for i, names in enumerate(layers):
                 stored = finished[i]
@@ -77,7 +84,7 @@ class Gptq(OntoGrid):
                 calibration.through(i, {name: decode(stored[name]) for name in names})  # type: ignore[arg-type]
                 advance(i + 1, f"layer {i}")
         layer_of = {name: stored for names, stored in zip(layers, finished, strict=True) if stored for name in names}
-        yield AsAsked(job, lambda name: rows_of(layer_of[name], name))
+        yield AsAsked(job, lambda name: rtn.rows(job, name) if name in job.ends else rows_of(layer_of[name], name))
         halfway.clear()
 
 
@@ -88,6 +95,7 @@ def _made_of(job: Job, tokens: bytes) -> dict[str, Any]:
     files = [job.source.folder / "config.json", *sorted(job.source.folder.glob("*.safetensors"))]
     return {
         "edgeqaf": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(), "grid": job.grid.name,
+        "ends": {name: grid.name for name, grid in job.ends.items()},
         "damping": job.options.get("damping", DAMPING), "tokens": hashlib.sha256(tokens).hexdigest(),
         "files": {path.name: file_sha256(path) for path in files},
     }  # fmt: skip
@@ -97,7 +105,7 @@ def _linears(job: Job, layers: int) -> list[list[str]]:
     """The names of each layer's tensors that go onto the grid."""
     found: list[list[str]] = [[] for _ in range(layers)]
     for name in job.source:
-        if job.stored[name] == job.grid.name:
+        if name in job.grids and name not in job.ends:
             found[int(name.split(".")[2])].append(name)
     return found
 

@@ -31,6 +31,9 @@ REFUSED = {
     ("--type", "Q4_K_M", "--grid", "q4_0"): "--grid is no option of the quantizer llama_cpp",
     ("--type", "Q4_K_M", "--dry-run"): "llama.cpp chooses each tensor's type as it goes",
     ("--quantizer", "rtn", "--type", "Q4_K_M"): "--type is no option of the quantizer rtn",
+    ("--type", "Q4_K_M", "--ends", "q8_0"): "--ends is no option of the quantizer llama_cpp",
+    ("--ends", "q4_k"): "q4_k keeps its scales in two levels",
+    ("--ends", "q9_0"): "'q9_0'",
 }
 
 

@@ -66,6 +66,7 @@ def test_a_tuned_gguf_file_is_the_same_but_for_its_codes_and_verifies(shell: Any
     assert 0 < int((before != after).sum()) <= moved
     shell.ok("verify", "dist", "--require", "R2")
     shell.refused(2, "quantize", file, "-o", "other", "--grid", "q4_0", says="--grid q4_0 is for float models")
+    shell.refused(2, "quantize", file, "-o", "other", "--ends", "q8_0", says="--ends q8_0 is for float models")
 
 
 def test_diff_counts_what_merge_counted(shell: Any, road: Any) -> None:

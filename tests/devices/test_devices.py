@@ -14,7 +14,7 @@ from edgeqaf import checkpoint, plugins
 from edgeqaf.commands.devices import command
 from edgeqaf.dist import REFERENCE
 from edgeqaf.errors import OutOfResources, Refused, UsageError
-from edgeqaf.source import FloatModel
+from edgeqaf.source import EMBEDDING, HEAD, FloatModel
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHARED = CHECKOUT.parent / "shared"
@@ -150,6 +150,28 @@ def test_planned_and_made_have_the_same_size(grid: str, tmp_path: Path) -> None:
         assert (stored.weight_bytes, stored.grids) == (planned.weight_bytes, (grid,))
         rest = exporter.plan(made) - stored.weight_bytes  # header or graph, tokenizer
         assert 0 < rest < 1_000_000
+
+
+@pytest.mark.parametrize(("format", "block"), [("gguf", 34), ("onnx", 37)])  # onnx: a float32 scale and a zero point
+@pytest.mark.parametrize("head", ["tied", "quantized", "float"])
+def test_quantized_ends_are_matrices_unless_they_are_looked_up(
+    head: str, format: str, block: int, tmp_path: Path
+) -> None:
+    on, model = plugins.find("grids", "q8_0"), FloatModel(STORYTELLER)
+    quantize = plugins.find("quantizers", "absmax")
+    tensors = {n: quantize(model[n], on) if model.is_linear(n) or n == EMBEDDING else model[n] for n in model}
+    if head != "tied":
+        tensors[HEAD] = tensors[EMBEDDING] if head == "quantized" else model[EMBEDDING]
+    made = checkpoint.QModel(model.config, tensors, STORYTELLER)
+    base = checkpoint.save(made, tmp_path / "base", kind="base", parent=None, options={})
+    config = json.dumps({**model.config, "tie_word_embeddings": head == "tied"})
+    (base.folder / "config.json").write_text(config, "utf-8")
+    sized, linears, norms = size.size(base.folder, format), 4_718_592 // 32 * block, 13 * 256 * 4
+    table, floats = 4096 * 256 // 32 * block, 4096 * 256 * 4
+    assert sized.lookup_bytes == (0 if head == "tied" else table)
+    assert sized.float_head_bytes == (floats if head == "float" else 0)
+    assert sized.matrix_bytes == linears + norms + (0 if head == "float" else table)
+    assert sized.weight_bytes == sized.matrix_bytes + sized.lookup_bytes + sized.float_head_bytes
 
 
 def test_a_dist_folder_counts_its_files(tmp_path: Path) -> None:

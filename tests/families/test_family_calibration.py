@@ -16,7 +16,7 @@ from edgeqaf.source import FloatModel
 def test_layer_by_layer_is_the_whole_model(name: str, make: Callable) -> None:
     made = make(name)
     source, tokens = FloatModel(made.model.folder), torch.tensor([made.tokens, made.tokens[::-1]])
-    calibration = Calibration(source, tokens)
+    calibration = Calibration(source.config, source, tokens)
     last = len(calibration) - 1
     linears = [n for n in source if source.is_linear(n) and n.startswith(f"model.layers.{last}.")]
     for index in range(last):

@@ -127,7 +127,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tiny_float_model, text,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "whole"]
 
 
-@pytest.mark.parametrize("changed", [{"damping": 0.02}, {"grid": "q2_0"}, {"calib_tokens": 512}], ids=str)
+@pytest.mark.parametrize(
+    "changed", [{"damping": 0.02}, {"grid": "q2_0"}, {"calib_tokens": 512}, {"ends": "q4_0"}], ids=str
+)
 def test_what_another_run_left_halfway_is_not_taken(changed, tiny_float_model, text, tmp_path, monkeypatch):
     finish, finished = Halfway.finish, []
 
@@ -146,7 +148,7 @@ def test_what_another_run_left_halfway_is_not_taken(changed, tiny_float_model, t
 
 def test_linears_that_share_an_input_share_a_hessian(tiny_float_model, text):
     source = FloatModel(tiny_float_model)
-    calibration = Calibration(source, sequences(text, tiny_float_model, 512))
+    calibration = Calibration(source.config, source, sequences(text, tiny_float_model, 512))
     names = [name for name in source if source.is_linear(name) and ".layers.0." in name]
     groups = [[n.split(".")[-2][0] for n in sharers] for sharers, _ in calibration.hessians(0, names)]
     assert groups == [["q", "k", "v"], ["o"], ["g", "u"], ["d"]]

@@ -8,17 +8,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx_models import GRIDS, tiny
+from pitfall_graphs import INPUTS, gather, kernel, model, moved, pair
 
 from edgeqaf import plugins
 from edgeqaf.errors import Refused, RuntimeAbsent
+from exporters.onnx import exporter
 from runtime_tests.onnx import places
 from runtime_tests.onnx.places import Engine
 from runtime_tests.pitfalls import PITFALLS, Case, of
 
-INPUTS, OUT = 1024, 64
 LEVEL_1 = {"config": {"session.qdq_matmulnbits_accuracy_level": "1"}}
 OFF = {"level": "off"}
-BITS = {TensorProto.UINT4: 4, TensorProto.INT8: 8}
 
 
 @pytest.fixture
@@ -39,50 +40,6 @@ def at(places: Path) -> Iterator[Callable[[str], Engine]]:
 
 def find(name: str, folder: Path) -> places.Place:
     return places.find(name, folder)
-
-
-def pair(
-    block: int = 32, codes: int = TensorProto.UINT4, floats: int = TensorProto.FLOAT, opset: int = 21, version: int = 10
-) -> bytes:
-    """DequantizeLinear on axis 0, then MatMul."""
-    rng, blocks = np.random.default_rng(0), INPUTS // block
-    scale = rng.uniform(0.005, 0.015, (blocks, OUT)).astype(np.float16)
-    scale = scale if floats == TensorProto.FLOAT16 else scale.astype(np.float32)
-    packed = rng.integers(0, 256, INPUTS * OUT * BITS[codes] // 8, dtype=np.uint8)
-    tensors = [
-        helper.make_tensor("codes", codes, [INPUTS, OUT], packed.tobytes(), raw=True),
-        helper.make_tensor("scale", floats, [blocks, OUT], scale.tobytes(), raw=True),
-    ]
-    nodes = [
-        helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"], axis=0, block_size=block),
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-    ]
-    x, y = (helper.make_tensor_value_info(n, floats, ["m", size]) for n, size in (("x", INPUTS), ("y", OUT)))
-    return model([x], y, nodes, tensors, opset, version)
-
-
-def kernel(level: int, constant: bool) -> tuple[bytes, dict[str, np.ndarray]]:
-    """MatMulNBits itself, and what it is fed besides x."""
-    rng, blocks = np.random.default_rng(0), INPUTS // 32
-    codes = rng.integers(0, 256, (OUT, blocks, 16), dtype=np.uint8)
-    scale = rng.uniform(0.005, 0.015, (OUT, blocks)).astype(np.float32)
-    tensors = [helper.make_tensor("codes", TensorProto.UINT8, codes.shape, codes.tobytes(), raw=True)]
-    read = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", INPUTS])]
-    if constant:
-        tensors.append(helper.make_tensor("scale", TensorProto.FLOAT, scale.shape, scale.tobytes(), raw=True))
-    else:
-        read.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, scale.shape))
-    shape = {"K": INPUTS, "N": OUT, "bits": 4, "block_size": 32, "accuracy_level": level}
-    node = helper.make_node("MatMulNBits", ["x", "codes", "scale"], ["y"], domain="com.microsoft", **shape)
-    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", OUT])
-    return model(read, made, [node], tensors, 21, 10), {} if constant else {"scale": scale}
-
-
-def model(read: list[Any], made: Any, nodes: list[Any], tensors: list[Any], opset: int, version: int) -> bytes:
-    graph = helper.make_graph(nodes, "g", read, [made], tensors)
-    domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
-    whole: onnx.ModelProto = helper.make_model(graph, opset_imports=domains, ir_version=version)
-    return whole.SerializeToString()
 
 
 def run(engine: Engine, graph: bytes, setting: Any, rows: int = 5, **more: np.ndarray) -> np.ndarray:
@@ -187,11 +144,41 @@ def openvino_divides(at):
     assert not np.array_equal(run(at("openvino-float32"), graph, {}, d=divisor), given / divisor)
 
 
+def int8_moved(at):
+    x = {"x": np.zeros((2, 2), np.float32)}
+    for name, wrong in (("1.24", True), ("openvino-float32", True), ("here", False), ("1.32", False)):
+        engine = at(name)
+        for op in ("Reshape", "Transpose"):
+            for point in (True, False):
+                graph = moved(op, point)
+                expected = engine.load(graph, OFF).run(x)["y"]
+                assert expected.min() < -0.5
+                found = engine.load(graph, {}).run(x)["y"]
+                assert np.array_equal(found, np.maximum(expected, 0) if wrong and not point else expected)
+    engine = at("webgpu")
+    assert engine.load(moved("Reshape", point=False), {}).run(x)["y"].min() == np.float32(0.02) * -45
+    with pytest.raises(Refused, match=r"does not match expected type \(tensor\(uint8\)\)"):
+        engine.load(moved("Transpose", point=False), OFF)
+
+
+def gather_first_run(at):
+    """With a zero point all are right, also for rows that do not divide into blocks, which is said of CUDA only."""
+    for name in ("here", "1.24", "1.32", "web", "webgpu"):
+        for first, second in ((4, 8), (8, 4)):
+            engine = at(name)
+            taken = {4: 0, 8: 8} if name != "webgpu" else dict.fromkeys((4, 8), 0 if first == 4 else 8)
+            for width, size, point in ((first, 64, None), (second, 64, None), (first, 48, 8), (second, 48, 8)):
+                graph, codes, scale = gather(size, point, width)
+                found = engine.load(graph, {}).run({"i": np.arange(len(codes))})["y"]
+                assert np.array_equal(found, (codes - np.float32(point or taken[width])) * scale)
+
+
 SHOWN = {
     "default-level-4": default_level_4, "level-4-in-float32": level_4_in_float32, "8-bit-unfused": eight_bits_unfused,
     "8-bit-on-dot-products": eight_bits_on_dot_products,
     "block-512-zeros": block_512_zeros, "block-512-refused": block_512_refused,
     "scales-not-constant": scales_not_constant, "float16-extended": float16_extended, "opset-27": opset_27,
+    "int8-moved": int8_moved, "gather-first-run": gather_first_run,
     "openvino-rounds": openvino_rounds, "openvino-divides": openvino_divides,
 }  # fmt: skip
 
@@ -213,6 +200,8 @@ def names(runtime: str, version: str, configuration: str, grid: str) -> set[str]
 def test_a_run_is_told_of_what_concerns_it_and_of_nothing_else():
     assert names("onnxruntime", "1.31.1", "fused level 4", "q4_0") == {"default-level-4"}
     assert names("onnxruntime", "1.31.1", "off", "q4_0") == set()
+    assert names("onnxruntime", "1.23.2", "fused level 4", "q4_0") == {"default-level-4", "nbits-parity"}
+    assert names("onnxruntime", "1.23.2", "fused level 1", "q4_0") == set()
     assert names("onnxruntime_x86", "1.31.1", "avx2 fused level 4", "q4_0") == {"default-level-4"}
     assert names("onnxruntime_x86", "1.31.1", "avx fused level 4", "q4_0") == {"level-4-in-float32"}
     assert names("onnxruntime_arm", "1.31.1", "cortex-a72 fused level 4", "q4_0") == {"level-4-in-float32"}
@@ -220,3 +209,15 @@ def test_a_run_is_told_of_what_concerns_it_and_of_nothing_else():
     assert "avx2-one-row" in names("onnxruntime_1_24", "1.24.4", "fused level 4", "uint4")
     assert names("onnxruntime_openvino", "1.24.1", "openvino-float32 whole", "q4_0") == {"openvino-divides"}
     assert names("torch_cpu", "2.13.0", "float32", "q8_0") == names("llama_cpp", "", "plain", "q8_0") == set()
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_no_artifact_dequantizes_without_a_zero_point(grid: str, form: str, activations: str, tmp_path: Path):
+    """`int8-moved` and the entries of GatherBlockQuantized concern none."""
+    exporter.export(tiny(tmp_path, grid, "untied", form=form, activations=activations), tmp_path / "onnx")
+    nodes = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph.node
+    inputs = [len(node.input) for node in nodes if node.op_type == "DequantizeLinear"]
+    assert set(inputs) == (set() if (form, activations) == ("matmulnbits", "float") else {3})
+    assert "GatherBlockQuantized" not in {node.op_type for node in nodes}
