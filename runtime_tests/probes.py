@@ -11,8 +11,7 @@ spread    one input in each of two or three blocks: sums across blocks.
 
 Kernels that round activations to 8 bits divide each block by its largest magnitude / 127. A block
 whose largest magnitude is exactly 127 is divided by 1, and its integers survive; so every active
-block has a 127. Those that round to 16 bits divide by a power of two where it is 128; so it is for
-all the others.
+block has a 127. (To 16 bits, the exact profile divides by 127 * 256: it keeps them as well.)
 
 Kernels write one product in different forms (`edgeqaf.protocols.Form`), which round differently
 where 24 bits do not suffice. `written_form` states a form as terms; the answer is the float32 sum of
@@ -35,7 +34,7 @@ from edgeqaf.grid import Zero
 from edgeqaf.protocols import Configuration, Form
 from edgeqaf.qtensor import QTensor, Supers, decode
 
-HEIGHTS = {True: 127, False: 128}  # the largest activation of a probe, by whether a kernel rounds them to 8 bits
+HEIGHT = 127  # the largest 8-bit activation: an activation block with this maximum keeps its integers
 ROWS = 512  # probe rows fed at once
 FEWEST = 8  # rows from which llama.cpp takes its kernels for prompts; fewer meet others, in other written forms
 SPREAD = 64  # spread probes per matrix
@@ -76,8 +75,7 @@ def batches(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
     terms = written_form(q, configuration)
     inputs = q.shape[1]
     rng = np.random.default_rng(inputs)
-    largest = HEIGHTS[configuration.int8_activations]
-    height = largest if configuration.int8_activations else 1
+    height = HEIGHT if configuration.int8_activations or configuration.exact_sums else 1
     answers = _one_hot_answers(q, terms, height)
     for start in range(0, inputs, ROWS):
         count = min(ROWS, inputs - start)
@@ -86,10 +84,7 @@ def batches(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
         expected = answers[start : start + count]
         yield Batch("one-hot", x, expected, np.ones(expected.shape, bool))
     block = terms[0][0].integers.shape[-1]
-    families = {
-        "block": _block_probes(inputs, block, largest, terms, rng),
-        "spread": _spread_probes(inputs, block, largest, rng),
-    }
+    families = {"block": _block_probes(inputs, block, terms, rng), "spread": _spread_probes(inputs, block, rng)}
     for kind, probes in families.items():
         for start in range(0, len(probes), ROWS):
             x = probes[start : start + ROWS]
@@ -186,27 +181,27 @@ def _certified(pieces: list[tuple[Doubles, Doubles, Part]], blocks: Doubles, mix
     return together & all(part.summable for _, _, part in pieces)
 
 
-def _block_probes(inputs: int, block: int, height: int, terms: list[Term], rng: np.random.Generator) -> Floats:
-    """One probe a block: the height, and as many other integers as the budget of a full 11-bit scale allows."""
+def _block_probes(inputs: int, block: int, terms: list[Term], rng: np.random.Generator) -> Floats:
+    """One probe a block: a 127, and as many other integers as the budget of a full 11-bit scale allows."""
     count = inputs // block
     sizes = [float(np.abs(part.integers).max()) for term in terms for part in term if part.summable]
     largest = max(sizes, default=0.0)
-    peak = min(max(int(2**13 / largest - height) // (block - 1), 0), height) if largest else 0
+    peak = min(max(int(2**13 / largest - HEIGHT) // (block - 1), 0), HEIGHT) if largest else 0
     x = np.zeros((max(count, FEWEST), inputs), np.float32)
     for b in range(count):
         values = rng.integers(-peak, peak + 1, block)
-        values[rng.integers(block)] = height * rng.choice((-1, 1))
+        values[rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
         x[b, b * block : (b + 1) * block] = values
     return x
 
 
-def _spread_probes(inputs: int, block: int, height: int, rng: np.random.Generator) -> Floats:
-    """Probes over two or three blocks, a single integer in each."""
+def _spread_probes(inputs: int, block: int, rng: np.random.Generator) -> Floats:
+    """Probes over two or three blocks, a single 127 in each."""
     count = inputs // block
     x = np.zeros((SPREAD, inputs), np.float32)
     for row in x:
         for b in rng.choice(count, min(count, int(rng.integers(2, 4))), replace=False):
-            row[b * block + rng.integers(block)] = height * rng.choice((-1, 1))
+            row[b * block + rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
     return x
 
 

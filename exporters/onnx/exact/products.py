@@ -16,7 +16,7 @@ from exporters.onnx.exact.emit import Emit
 
 TINY = 1e-30  # below any activation that matters; keeps the division defined
 INPUT_BASE = 255  # of the input's digits, [-127, 127]
-INPUT_LIMITS = {"int8": 127, "int16": 2**14}  # the power of two that two digits hold: integers up to 2**7 stay so
+INPUT_LIMITS = {"int8": 127, "int16": 127 * INPUT_BASE + 127}  # 127 times 1 and 256: integers up to 127 stay so
 KEY_BITS = 20  # of queries and keys, relative to the largest of a head; twice that and a head's sum are below 53
 VALUE_BITS = 20  # of values, relative to the bound of their layer
 WEIGHT_BITS = 23  # of attention weights at most
