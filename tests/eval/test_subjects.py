@@ -16,9 +16,12 @@ INT8_ACTIVATIONS = 1e-3  # kernels that round activations to 8 bits per block; 2
 
 
 def configurations() -> list[tuple[str, str]]:
-    """(runtime, configuration) of every runtime in the registry."""
+    """(runtime, configuration) of every runtime in the registry that runs everyday artifacts."""
     found = {name: plugins.find("runtimes", name).configurations for name in ladder.at_home()}
-    return [(name, c.name) for name in found for c in found[name]]
+    return [(name, c.name) for name in found for c in found[name] if not c.program]
+
+
+RUNTIMES = list(dict.fromkeys(name for name, _ in configurations()))
 
 
 def bound(runtime, configuration):
@@ -37,7 +40,7 @@ def test_the_loss_of_every_runtime_is_close_to_the_loss_in_torch(
     assert difference < bound(runtime, configuration), difference
 
 
-@pytest.mark.parametrize("runtime", ladder.at_home())
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_one_function_scores_every_subject(runtime, artifact, examples, questions):
     pytest.importorskip("rouge_score", reason="rouge-score is not installed: pip install 'edgeqaf[eval]'")
     found = score(artifact(runtime), metrics.METRICS, examples=examples, tasks=questions)
@@ -67,7 +70,7 @@ def test_nothing_to_score_is_refused(torch_subject, examples):
         score(torch_subject, ["loss"], examples=[examples[0], without])
 
 
-@pytest.mark.parametrize("runtime", [n for n in ladder.at_home() if plugins.find("runtimes", n).reads])
+@pytest.mark.parametrize("runtime", [n for n in RUNTIMES if plugins.find("runtimes", n).reads])
 def test_a_runtime_that_dies_is_named(runtime, artifact, examples):
     """Its process is killed after the first of many losses: more than a pipe holds."""
     many = artifact(runtime).losses(examples * 200)
@@ -78,7 +81,7 @@ def test_a_runtime_that_dies_is_named(runtime, artifact, examples):
         list(many)
 
 
-@pytest.mark.parametrize("runtime", ladder.at_home())
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_token_of_another_model_is_refused(runtime, artifact):
     """Each engine says so in its own way; what reaches the user names the token or the engine's reason."""
     with pytest.raises(Refused, match=r"40960|out of range"):

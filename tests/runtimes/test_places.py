@@ -38,8 +38,8 @@ def marked(value, quick: bool):
 
 
 def ways() -> list:
-    """(runtime, configuration) of every runtime elsewhere."""
-    found = [(name, c) for name in ELSEWHERE for c in plugins.find("runtimes", name).configurations]
+    """(runtime, configuration) of every runtime elsewhere, but those of the exact profile: `test_exact_places`."""
+    found = [(name, c) for name in ELSEWHERE for c in plugins.find("runtimes", name).configurations if not c.program]
     quick = [name in QUICK and c.name.startswith(QUICK[name]) for name, c in found]
     return [
         pytest.param(*way, marks=() if fast else pytest.mark.slow, id=f"{way[0]} {way[1].name}")
