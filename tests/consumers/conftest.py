@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from plain import Prompts
 from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING
 
+from edgeqaf.checkpoint import QModel
+from edgeqaf.exportoptions import ExportOptions, OnnxOptions
 from edgeqaf.quantize import quantize
 from exporters.onnx import exporter
 
@@ -88,6 +91,17 @@ def _export(architecture: str, changes: dict[str, Any], folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def storyteller(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("storyteller")
-    return exporter.export(quantize(STORYTELLER, folder / "base", "q4_0", "absmax"), folder / "onnx")
+def base(tmp_path_factory: pytest.TempPathFactory) -> QModel:
+    return quantize(STORYTELLER, tmp_path_factory.mktemp("storyteller") / "base", "q4_0", "absmax")
+
+
+@pytest.fixture(scope="session")
+def storyteller(base: QModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exporter.export(base, tmp_path_factory.mktemp("storyteller") / "onnx")
+
+
+@pytest.fixture(scope="session")
+def exact(base: QModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the exact profile."""
+    asked = ExportOptions(onnx=OnnxOptions("exact", activations="int16"))
+    return exporter.export(replace(base, asked=asked), tmp_path_factory.mktemp("exact") / "onnx")

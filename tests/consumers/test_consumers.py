@@ -71,6 +71,15 @@ def test_a_real_model_in_genai(storyteller: Path, genai: Consume):
     assert_same(genai(storyteller, asked), plain(storyteller, asked, "1"))
 
 
+def test_the_exact_profile_gives_the_same_bits_in_both(exact: Path, optimum: Consume, genai: Consume):
+    """Padded on the left or on the right: each prompt's own logits, step for step, at whatever level."""
+    left, right = prompts(PAD, left=True), prompts(PAD, left=False)
+    expected = plain(exact, left, None)
+    assert_same(plain(exact, right, "4"), expected)
+    assert_same(optimum(exact, left, "1", set={}), expected)
+    assert_same(genai(exact, right), expected)
+
+
 def test_levels_are_told_apart(storyteller: Path):
     """The comparison above would see one level taken for the other."""
     asked = prompts(PAD, left=True)
