@@ -47,8 +47,8 @@ def command(
     activations: Annotated[
         Activations | None,
         typer.Option(
-            help="ONNX: to what the program itself rounds what enters a linear: float or int8; exact: int16 or int8. "
-            "Default: float, int16."
+            help="ONNX: what the program itself rounds the inputs of linears to: float (not at all) or int8; with "
+            "--profile exact int16 or int8. The default is the first."
         ),
     ] = None,
     force: Force = False,

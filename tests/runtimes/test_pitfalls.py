@@ -144,6 +144,23 @@ def openvino_divides(at):
     assert not np.array_equal(run(at("openvino-float32"), graph, {}, d=divisor), given / divisor)
 
 
+def openvino_contracts(at):
+    """x * d + x, rounded twice or once; and (x + 3072) - 3072, which is x on a grid, or x."""
+    read = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [5, INPUTS]) for n in ("x", "d")]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, INPUTS])
+    once = [helper.make_node("Mul", ["x", "d"], ["p"]), helper.make_node("Add", ["p", "x"], ["y"])]
+    gone = [
+        helper.make_node("Add", ["x", "b"], ["p"]), helper.make_node("Sub", ["p", "b"], ["q"]),
+        helper.make_node("Mul", ["q", "d"], ["y"]),
+    ]  # fmt: skip
+    d, x = (np.random.default_rng(seed).standard_normal((5, INPUTS)).astype(np.float32) for seed in (2, 1))
+    large = np.float32(3072)
+    for nodes, expected in ((once, x * d + x), (gone, ((x + large) - large) * d)):
+        graph = model(read, y, nodes, [helper.make_tensor("b", TensorProto.FLOAT, [], [large])], 21, 10)
+        assert np.array_equal(run(at("here"), graph, {}, d=d), expected)
+        assert not np.array_equal(run(at("openvino-float32"), graph, {}, d=d), expected)
+
+
 def int8_moved(at):
     x = {"x": np.zeros((2, 2), np.float32)}
     for name, wrong in (("1.24", True), ("openvino-float32", True), ("here", False), ("1.32", False)):
@@ -179,7 +196,8 @@ SHOWN = {
     "block-512-zeros": block_512_zeros, "block-512-refused": block_512_refused,
     "scales-not-constant": scales_not_constant, "float16-extended": float16_extended, "opset-27": opset_27,
     "int8-moved": int8_moved, "gather-first-run": gather_first_run,
-    "openvino-rounds": openvino_rounds, "openvino-divides": openvino_divides,
+    "openvino-rounds": openvino_rounds, "openvino-contracts": openvino_contracts,
+    "openvino-divides": openvino_divides,
 }  # fmt: skip
 
 
@@ -208,6 +226,12 @@ def test_a_run_is_told_of_what_concerns_it_and_of_nothing_else():
     assert "8-bit-unfused" in names("onnxruntime_1_24", "1.24.4", "fused level 1", "q8_0")
     assert "avx2-one-row" in names("onnxruntime_1_24", "1.24.4", "fused level 4", "uint4")
     assert names("onnxruntime_openvino", "1.24.1", "openvino-float32 whole", "q4_0") == {"openvino-divides"}
+    assert (
+        names("onnxruntime_1_24", "1.24.4", "exact", "q8_0") == names("onnxruntime", "1.29.0", "exact", "q4_0") == set()
+    )
+    for place in ("openvino-float32", "openvino-dynamic"):
+        found = names("onnxruntime_openvino", "1.24.1", f"{place} exact", "q4_0")
+        assert found == {"openvino-divides", "openvino-contracts"}
     assert names("torch_cpu", "2.13.0", "float32", "q8_0") == names("llama_cpp", "", "plain", "q8_0") == set()
 
 
