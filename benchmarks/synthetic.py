@@ -62,7 +62,7 @@ class Random(Mapping[str, Tensor]):
             parts = [p for low, high in spans for p in (d, rng.integers(low, high, each, np.int8, endpoint=True))]
             supers = Supers(*parts)
             return QTensor(grid, codes, supers.scale, supers.zero, supers)
-        scale = np.full(each, 2.0**-8, np.float32)
+        scale = np.float32(2.0**-18) * rng.integers(1024, 2048, each, np.int16).astype(np.float32)  # float16's 11 bits
         return QTensor(grid, codes, scale, None if grid.zero is Zero.NONE else -scale)
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from edgeqaf.errors import Refused, RuntimeAbsent
 from runtime_tests.onnx.cut import cut
 
-DIGITS, UNIT = ".digits", ".unit"
+HIGH, LOW, UNIT = ".high", ".low", ".unit"
 BASE = 128
 
 
 def holds(model: Any) -> bool:
     """Whether ``model`` is of the exact profile."""
-    return any(t.name.endswith(DIGITS) for t in model.graph.initializer)
+    return any(t.name.endswith(HIGH) for t in model.graph.initializer)
 
 
 def linear(model: Any, codes: str) -> Any:
@@ -34,7 +34,7 @@ def linear(model: Any, codes: str) -> Any:
     if not nodes:
         raise Refused(f"{codes} is not the weight of one linear layer", "export the model again")
     out = nodes[-1].output[group.split("+").index(name)]
-    columns = known[group + DIGITS].dims[0]
+    columns = known[group + HIGH].dims[0]
     x = helper.make_tensor_value_info(nodes[0].input[0], TensorProto.FLOAT, [1, "m", columns])
     y = helper.make_tensor_value_info(out, TensorProto.FLOAT, [1, "m", None])
     read = dict.fromkeys(value for node in nodes for value in node.input)
@@ -50,10 +50,12 @@ def decoding(model: Any, stored: str) -> Any:
         shown = [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(known[name].dims))]
         return cut(model, [helper.make_node("Identity", [name], ["y"])], [], shown, [known[name]])
     group = _group(known, name)
-    digits, unit = known[group + DIGITS], known[group + UNIT]
-    columns, total = digits.dims[0], unit.dims[0]
-    each = [f"digit.{j}" for j in range(digits.dims[1] // total)]
-    nodes = [helper.make_node("Split", [digits.name], each, axis=-1, num_outputs=len(each))]
+    high, unit = known[group + HIGH], known[group + UNIT]
+    columns, total = high.dims
+    low = [known[group + LOW]] if group + LOW in known else []
+    each = [f"digit.{j}" for part in low for j in range(part.dims[1] // total)]
+    nodes = [helper.make_node("Split", [part.name], each, axis=-1, num_outputs=len(each)) for part in low]
+    each.append(high.name)
     for j, digit in enumerate(each):
         nodes.append(helper.make_node("Cast", [digit], [f"float.{j}"], to=TensorProto.FLOAT))
         nodes.append(helper.make_node("Mul", [f"float.{j}", f"power.{j}"], [f"term.{j}"]))
@@ -67,12 +69,12 @@ def decoding(model: Any, stored: str) -> Any:
     used.append(numpy_helper.from_array(np.array(widths, np.int64), "widths"))
     member = group.split("+").index(name)
     shown = [helper.make_tensor_value_info(parts[member], TensorProto.FLOAT, [columns, widths[member]])]
-    return cut(model, nodes, [], shown, [digits, unit, *used])
+    return cut(model, nodes, [], shown, [high, *low, unit, *used])
 
 
 def _group(known: Mapping[str, Any], name: str) -> str:
     """The group that a matrix is of."""
-    groups = (part.removesuffix(DIGITS) for part in known if part.endswith(DIGITS))
+    groups = (part.removesuffix(HIGH) for part in known if part.endswith(HIGH))
     for group in groups:
         if name in group.split("+"):
             return group

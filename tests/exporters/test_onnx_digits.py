@@ -57,18 +57,18 @@ def test_units_hold_every_weight(name: str, data: st.DataObject):
     scale = halves()
     zero = {Zero.NONE: None, Zero.CODE: points, Zero.OFFSET: -scale * 8}[grid.zero]
     w = decode(QTensor(grid, codes, scale, zero))
-    units = digits.exact_units(w)
-    values = digits.integers(w, units)
-    made = digits.split(values, digits.count(np.abs(values).max(), "w"))
-    assert np.array_equal(digits.join(made) * units[:, None], w)
-    odd = [np.bitwise_or.reduce(row) & 1 for row in values]
-    assert [n for n, row in enumerate(w) if row.any() and not odd[n]] == []  # no larger unit would do
+    count = digits.count((np.abs(w).max(-1) / digits.exact_units(w)).max(), "w")
+    for more in range(count, digits.MOST_DIGITS + 1):
+        units = digits.units(w, more)
+        values = digits.integers(w, units)
+        assert np.array_equal(digits.join(digits.split(values, more)) * units[:, None], w)
+        assert (np.abs(values).max(-1)[w.any(-1)] > digits.capacity(more) // 2 - 1).all()  # the highest digit is full
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(-30, 30))
 def test_floats_are_rounded_to_twenty_bits_of_their_row(seed: int, power: float):
     w = (np.random.default_rng(seed).standard_normal((4, 64)) * 2.0**power).astype(np.float32)
-    units = digits.rounded_units(w)
+    units = digits.units(w, digits.FLOAT_DIGITS)
     values = digits.integers(w, units)
     assert digits.count(np.abs(values).max(), "w") <= digits.FLOAT_DIGITS
     assert (np.abs(values * units[:, None] - w) <= units[:, None] / 2).all()
@@ -78,7 +78,7 @@ def test_floats_are_rounded_to_twenty_bits_of_their_row(seed: int, power: float)
 def test_rows_of_zeros_have_a_unit():
     w = np.zeros((2, 32), np.float32)
     assert (digits.exact_units(w) == 1).all()
-    assert (digits.rounded_units(w) == 1).all()
+    assert (digits.units(w, 3) == 1).all()
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
@@ -91,5 +91,5 @@ def test_exact_units_of_any_floats(values: list[float]):
 
 
 def test_a_row_of_next_to_nothing_has_a_unit_that_no_processor_takes_for_zero():
-    (unit,) = digits.rounded_units(np.full((1, 4), 1e-44, np.float32))
+    (unit,) = digits.units(np.full((1, 4), 1e-44, np.float32), 3)
     assert unit == 2.0**digits.LEAST_UNIT

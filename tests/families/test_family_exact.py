@@ -102,9 +102,9 @@ def test_padding_and_neighbours_change_no_bit(exact: Exported):
 
 
 def test_it_is_the_same_model(exact: Exported):
-    """As near as activations of 15 bits allow."""
+    """As near as an input of 16 bits allows whose low byte meets a weight's highest digit alone."""
     found = Decoder(session(exact.path)).step(exact.tokens[None])[0]
-    assert apart(exact.expected, found) < 1e-3
+    assert apart(exact.expected, found) < 3e-3
 
 
 def test_what_has_no_exact_form_is_refused_by_name(tmp_path: Path):

@@ -6,9 +6,9 @@ that torch traced is rewritten (`lower`) until nothing else is left:
 
 * Sums are made exact, not ordered. Addends that are multiples of one unit, and few enough, add up without rounding in
   whatever order. Matrices are integers by nature: their weights are written in digits of seven bits (`digits`), the
-  input of a layer is rounded to 15 or 8 bits relative to the largest of its token, and int8 kernels, the fastest that
-  processors have, add products without rounding. One weighted sum in float64 puts the digits together, exactly again.
-  The result is the layer's true dot product, rounded once.
+  input of a layer is rounded to 16 or 8 bits relative to the largest of its token, and int8 kernels, the fastest that
+  processors have, add products without rounding. One weighted sum in float64 puts the digits together, exactly again,
+  and rounds once. The input's second byte meets a weight's highest digit alone: less is left out than was rounded off.
 * Attention's products are float64 sums of values that lie on grids wide enough for the context (`products`).
 * exp, tanh, sin and cos are polynomials of additions and multiplications, each rounded correctly (`elementary`).
 

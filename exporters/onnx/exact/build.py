@@ -3,8 +3,7 @@
 Beside the model's tensors, as `exporters.onnx.parts` lays them out, the data file holds what the program reads:
 
     NAME             FLOAT  a tensor that is used as it is: norms, biases, an embedding in floats
-    GROUP.digits,
-    GROUP.unit              matrices, and an embedding on a grid (`columns`)
+    GROUP.high, .low, .unit matrices, and an embedding on a grid (`columns`)
     LAYER.values.*   FLOAT  what bounds a layer's values, and their grid; inside the graph
 
 What the program does not read (codes, scales) is no initializer: it is there to be read back, and to tell whether the
@@ -22,7 +21,7 @@ from edgeqaf.runs import rows_of
 from edgeqaf.source import EMBEDDING
 from exporters.onnx.data import Data, placed
 from exporters.onnx.exact import measure, products
-from exporters.onnx.exact.columns import DIGITS, GROUP
+from exporters.onnx.exact.columns import GROUP, HIGH
 from exporters.onnx.exact.lower import lower, matrices
 from exporters.onnx.graph import assembled, check_tensors, external, versions
 from exporters.onnx.linear import Kind
@@ -87,5 +86,5 @@ def _limits(model: QModel, kinds: Mapping[str, Kind], traced: Traced) -> Iterato
 
 def _groups(read: Iterable[str], counts: Mapping[str, int]) -> dict[tuple[str, ...], int]:
     """The digits of each group that is read. counts: those of each matrix, in all layers."""
-    found = {tuple(value.removesuffix(DIGITS).split(GROUP)) for value in read if value.endswith(DIGITS)}
+    found = {tuple(value.removesuffix(HIGH).split(GROUP)) for value in read if value.endswith(HIGH)}
     return {names: max(counts[name] for name in names) for names in sorted(found)}

@@ -1,7 +1,8 @@
 """Where a matrix's digits are in the data file, among those of the matrices that read the same input.
 
-    GROUP.digits   INT8    [in, digits * out]   matrices that read one input, side by side, a digit at a time
-    GROUP.unit     FLOAT   [out]                what their integers count
+    GROUP.high   INT8    [in, out]                  the highest digit of matrices that read one input, side by side
+    GROUP.low    INT8    [in, (digits - 1) * out]   the others, the lowest first
+    GROUP.unit   FLOAT   [out]                      what the lowest counts
 
 GROUP is the names of its matrices, joined by "+". Rows of a matrix are columns here, so a run of rows is a few bytes of
 every line.
@@ -25,23 +26,24 @@ from exporters.onnx.parts import Part
 from exporters.onnx.strips import put, transpose_into
 
 GROUP = "+"  # joins the names of matrices that one product multiplies by
-DIGITS, UNIT = ".digits", ".unit"
+HIGH, LOW, UNIT = ".high", ".low", ".unit"
 RUN = 2**22  # weights of a run
 
 
 def parts(names: Sequence[str], kinds: Mapping[str, Kind], count: int) -> list[Part]:
     """What a group takes in the data file, with so many digits."""
     group, out, inputs = GROUP.join(names), sum(kinds[name][0][0] for name in names), kinds[names[0]][0][1]
-    return [Part(group + DIGITS, "INT8", (inputs, count * out)), Part(group + UNIT, "FLOAT", (out,))]
+    lower = [Part(group + LOW, "INT8", (inputs, (count - 1) * out))] if count > 1 else []
+    return [Part(group + HIGH, "INT8", (inputs, out)), *lower, Part(group + UNIT, "FLOAT", (out,))]
 
 
 @dataclass(frozen=True)
 class Columns:
     """One matrix.
 
-    count:         its digits.
-    total, first:  columns of its group for each digit, and the first that is its own.
-    digits, units: offsets of the group's parts in the data file.
+    count:           its digits.
+    total, first:    columns of its group for each digit, and the first that is its own.
+    high, low, unit: offsets of the group's parts in the data file.
     """
 
     name: str
@@ -49,8 +51,9 @@ class Columns:
     count: int
     total: int
     first: int
-    digits: int
-    units: int
+    high: int
+    low: int
+    unit: int
 
     def write(self, handle: int, rows: Rows) -> int:
         """Write the digits and units of what ``rows`` gives; returns how many bytes."""
@@ -63,7 +66,7 @@ class Columns:
             for i, line in enumerate(columns):
                 for j, run in enumerate(line):
                     put(handle, run, self._at(i, j, start))
-            put(handle, units, self.units + 4 * (self.first + start))
+            put(handle, units, self.unit + 4 * (self.first + start))
         return self.count * shape[0] * shape[1] + 4 * shape[0]
 
     def check(self, path: Path, start: int, run: Run) -> None:
@@ -74,7 +77,7 @@ class Columns:
             for i, line in enumerate(found):
                 for j, part in enumerate(line):
                     os.preadv(file.fileno(), [part.view(np.uint8).data], self._at(i, j, start))
-            os.preadv(file.fileno(), [held.view(np.uint8).data], self.units + 4 * (self.first + start))
+            os.preadv(file.fileno(), [held.view(np.uint8).data], self.unit + 4 * (self.first + start))
         if not np.array_equal(held.view(np.uint32), units.view(np.uint32)):
             raise Refused(f"{self.name}: its digits count other units than its codes and scales do", AGAIN)
         if not np.array_equal(found, columns):
@@ -89,14 +92,16 @@ class Columns:
         """Digits [in, count, rows] and units [rows] of some rows."""
         grid = self.kind[1]
         w = measure.values(run, grid)
-        units = measure.units(w, grid)
+        units = digits.units(w, self.count)
         columns = np.empty((w.shape[1], self.count, len(w)), np.int8)
         for j, digit in enumerate(digits.split(digits.integers(w, units), self.count)):
             transpose_into(columns[:, j], digit)
         return columns, units.astype("<f4")
 
     def _at(self, line: int, digit: int, row: int) -> int:
-        return self.digits + (line * self.count + digit) * self.total + self.first + row
+        lower = self.count - 1
+        start = self.high + line * self.total if digit == lower else self.low + (line * lower + digit) * self.total
+        return start + self.first + row
 
 
 def columns(
@@ -106,7 +111,7 @@ def columns(
     group, total, first = GROUP.join(names), sum(kinds[name][0][0] for name in names), 0
     found = {}
     for name in names:
-        at = offsets[group + DIGITS], offsets[group + UNIT]
+        at = offsets[group + HIGH], offsets.get(group + LOW, 0), offsets[group + UNIT]
         found[name] = Columns(name, kinds[name], count, total, first, *at)
         first += kinds[name][0][0]
     return found
@@ -118,15 +123,18 @@ def groups(dims: Mapping[str, tuple[int, ...]], kinds: Mapping[str, Kind]) -> di
     dims: of every initializer in the data file.
     """
     found: dict[tuple[str, ...], int] = {}
-    for part in (name for name in dims if name.endswith(DIGITS)):
-        names = tuple(part.removesuffix(DIGITS).split(GROUP))
+    for part in (name for name in dims if name.endswith(HIGH)):
+        group = part.removesuffix(HIGH)
+        names = tuple(group.split(GROUP))
         shapes = [kinds[name][0] for name in names if name in kinds]
         if len(set(names)) != len(names) or len(shapes) != len(names) or any(len(shape) != 2 for shape in shapes):
             raise Refused(f"{part}: not the digits of matrices that the file has", AGAIN)
-        out, inputs = sum(shape[0] for shape in shapes), {shape[1] for shape in shapes}
-        count = dims[part][-1] // out if dims[part] else 0
-        if len(inputs) != 1 or count not in range(1, digits.MOST_DIGITS + 1):
-            raise Refused(f"{part} of {list(dims[part])} for matrices of {[list(shape) for shape in shapes]}", AGAIN)
+        out, inputs, low = sum(shape[0] for shape in shapes), {shape[1] for shape in shapes}, dims.get(group + LOW)
+        count = 1 if low is None else 1 + low[-1] // out if low else 0
+        if len(inputs) != 1 or count not in range(1 if low is None else 2, digits.MOST_DIGITS + 1):
+            raise Refused(
+                f"{part} of {dims[part]} and {low} for matrices of {[list(shape) for shape in shapes]}", AGAIN
+            )
         found[names] = count
     twice = [name for name, n in Counter(name for names in found for name in names).items() if n > 1]
     if twice:

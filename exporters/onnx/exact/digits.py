@@ -4,8 +4,8 @@ Row n of W [out, in] is ``unit[n] * V[n]`` with integers V and a power of two as
 ``sum of 128**j * digits[j]`` with digits in [-64, 63]. Seven bits each, not eight: instructions of older x86
 processors add pairs of products in 16 bits, and two products of an unsigned byte with 7 bits always fit.
 
-A weight on a grid is a float16 scale times a small integer, or the sum of two such: few bits, so units are chosen
-that hold it exactly. A float matrix is rounded to three digits, 20 bits relative to the largest of its row.
+A weight on a grid is a float16 scale times a small integer, or the sum of two such: few bits, so as many digits are
+taken as hold it exactly. A float matrix is rounded to three digits, 20 bits relative to the largest of its row.
 """
 
 from typing import Any
@@ -38,14 +38,14 @@ def exact_units(w: Floats) -> NDArray[np.float64]:
     return _power(np.where(least == NOTHING, 0, least))
 
 
-def rounded_units(w: Floats) -> NDArray[np.float64]:
-    """Of each row of w [out, in]: the smallest power of two in which it fits `FLOAT_DIGITS` digits; 1 for zeros.
+def units(w: Floats, count: int) -> NDArray[np.float64]:
+    """Of each row of w [out, in]: the smallest power of two in which it fits ``count`` digits; 1 for zeros.
 
-    Not below 2**`LEAST_UNIT`, so that no processor takes it for zero.
+    The highest digit then has as many bits as can be. Weights that are integers of so many digits in some power of
+    two are so in this one, which is not larger. Not below 2**`LEAST_UNIT`, so that no processor takes it for zero.
     """
-    largest = np.abs(w).max(-1).astype(np.float64)
-    least = np.ceil(np.log2(np.where(largest == 0, capacity(FLOAT_DIGITS), largest) / capacity(FLOAT_DIGITS)))
-    return _power(np.maximum(least, LEAST_UNIT))
+    largest, most = np.abs(w).max(-1).astype(np.float64), capacity(count)
+    return _power(np.maximum(np.ceil(np.log2(np.where(largest == 0, most, largest) / most)), LEAST_UNIT))
 
 
 def _power(exponents: NDArray[Any]) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats, Tensor
 from edgeqaf.grid import Grid
@@ -28,18 +27,15 @@ def values(run: Run, grid: Grid | None) -> Floats:
     return decoded
 
 
-def units(w: Floats, grid: Grid | None) -> NDArray[np.float64]:
-    """Powers of two, of each row: weights on a grid are integers in them, others are rounded to such."""
-    return digits.rounded_units(w) if grid is None else digits.exact_units(w)
-
-
 def count(name: str, rows: Rows, kind: Kind) -> int:
     """How many digits hold a matrix; raises Refused, by name, for one that needs too many."""
     shape, grid = kind
+    if grid is None:
+        return digits.FLOAT_DIGITS
     largest = 0.0
     for start, stop in cuts(shape):
         w = values(rows(start, stop), grid)
-        largest = max(largest, float((np.abs(w).max(-1) / units(w, grid)).max()))
+        largest = max(largest, float((np.abs(w).max(-1) / digits.exact_units(w)).max()))
     return digits.count(largest, name)
 
 

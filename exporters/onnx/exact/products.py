@@ -1,8 +1,8 @@
 """Matrix products whose result does not depend on the order of additions.
 
-A linear layer multiplies integers: its input is rounded to integers of ``bits`` bits relative to the largest of its
-row, its weights are integers already (`digits`), and what is added are int32 sums of products of bytes, which cannot
-round. The weighted sum of these int32 sums is exact in float64, and rounds once, to float32.
+A linear layer multiplies integers: its input is rounded to one byte or two relative to the largest of its row, its
+weights are integers already (`digits`), and what is added are int32 sums of products of bytes, which cannot round. The
+weighted sum of these int32 sums is exact in float64, and rounds once, to float32.
 
 The products of attention are float64 sums over values that lie on grids (`elementary.on_grid`): queries and keys on
 one of their own for each token, weights and values on fixed ones, as what a token sees must not depend on the others.
@@ -15,32 +15,43 @@ from exporters.onnx.exact.elementary import decay, largest, on_grid
 from exporters.onnx.exact.emit import Emit
 
 TINY = 1e-30  # below any activation that matters; keeps the division defined
-INPUT_BASE = 255  # of the input's digits, [-127, 127]
-INPUT_LIMITS = {"int8": 127, "int16": 127 * INPUT_BASE + 127}  # 127 times 1 and 256: integers up to 127 stay so
+INPUT_LIMIT = 127  # of the input's high byte
+INPUT_BASE = 256
 KEY_BITS = 20  # of queries and keys, relative to the largest of a head; twice that and a head's sum are below 53
 VALUE_BITS = 20  # of values, relative to the bound of their layer
 WEIGHT_BITS = 23  # of attention weights at most
 
 
 def linear(emit: Emit, x: str, name: str, digits: int, activations: str, out: str) -> None:
-    """``out = x @ W.T``: x [batch, tokens, in]; of W ``NAME.digits`` [in, digits * out] and ``NAME.unit`` [out]."""
-    limit = INPUT_LIMITS[activations]
+    """``out = x @ W.T``: x [batch, tokens, in]; W by its digits ``NAME.high`` and ``NAME.low`` and ``NAME.unit`` [out].
+
+    With 16 bits x is ``scale * (high + low / 256)``, and ``low`` is multiplied by the highest digit of W alone: by the
+    others it would be less than what was rounded off.
+    """
     x = emit("Unsqueeze", x, emit.integers(-2))
-    scale = emit("Div", emit("Max", largest(emit, x), emit.constant(TINY)), emit.constant(limit))
-    whole = emit("Round", emit("Div", x, scale))
+    scale = emit("Div", emit("Max", largest(emit, x), emit.constant(TINY)), emit.constant(INPUT_LIMIT))
+    whole = emit("Div", x, scale)
+    high = emit("Round", whole)
+    rows = first = _unsigned(emit, high)
     if activations == "int16":
-        high = emit("Round", emit("Mul", whole, emit.constant(1 / INPUT_BASE)))
-        low = emit("Sub", whole, emit("Mul", high, emit.constant(INPUT_BASE)))
-        whole = emit("Concat", high, low, axis=-2)
+        low = emit("Round", emit("Mul", emit("Sub", whole, high), emit.constant(INPUT_BASE)))
+        rows = emit("Concat", first, _unsigned(emit, low), axis=-2)
     point = emit.constant(128, np.uint8)
-    unsigned = emit("QuantizeLinear", whole, emit.constant(1.0), point)
-    sums = emit.cast(emit("MatMulInteger", unsigned, f"{name}.digits", point), "DOUBLE")
-    steps = [INPUT_BASE, 1] if activations == "int16" else [1]
-    factors = [float(BASE**j * step) for step in steps for j in range(digits)]
-    terms = emit("Reshape", sums, emit.integers(0, 0, len(factors), -1))
-    total = emit.cast(emit("MatMul", emit.double([factors]), terms), "FLOAT")
+    sums = emit("MatMulInteger", rows, f"{name}.high", point)
+    factors = [BASE ** (digits - 1)] + ([BASE ** (digits - 1) / INPUT_BASE] if activations == "int16" else [])
+    if digits > 1:
+        others = emit("MatMulInteger", first, f"{name}.low", point)
+        split = emit("Reshape", others, emit.integers(0, 0, digits - 1, -1)) if digits > 2 else others
+        sums = emit("Concat", sums, split, axis=-2)
+        factors += [BASE**j for j in range(digits - 1)]
+    total = emit.cast(emit("MatMul", emit.double([factors]), emit.cast(sums, "DOUBLE")), "FLOAT")
     scaled = emit("Mul", emit("Mul", total, f"{name}.unit"), scale)
     emit("Squeeze", scaled, emit.integers(-2), out=out)
+
+
+def _unsigned(emit: Emit, x: str) -> str:
+    """Integers from -128 to 127 as bytes, 128 standing for zero; 128, which a tie can give, becomes 127."""
+    return emit("QuantizeLinear", x, emit.constant(1.0), emit.constant(128, np.uint8))
 
 
 def linears(emit: Emit, x: str, group: str, digits: int, activations: str, widths: list[int], outs: list[str]) -> None:
@@ -60,8 +71,9 @@ def lookup(emit: Emit, name: str, digits: int, rows: int, ids: str, out: str) ->
     """
     total = ""
     for j in range(digits):
-        at = emit("Add", ids, emit.constant(j * rows, np.int64))
-        digit = emit.cast(emit("Gather", f"{name}.digits", at, axis=1), "FLOAT")
+        lower = j < digits - 1
+        at = emit("Add", ids, emit.constant(j * rows, np.int64)) if lower else ids
+        digit = emit.cast(emit("Gather", f"{name}.low" if lower else f"{name}.high", at, axis=1), "FLOAT")
         term = emit("Mul", digit, emit.constant(BASE**j))
         total = emit("Add", total, term) if total else term
     unit = emit("Unsqueeze", emit("Gather", f"{name}.unit", ids, axis=0), emit.integers(0))
@@ -79,13 +91,13 @@ def _key_sigma(emit: Emit, x: str) -> str:
 
 def rounded_value(emit: Emit, x: str, layer: int) -> str:
     """Values of new tokens, on the grid of their layer."""
-    low, high, sigma = value_limits(layer, 1.0)
-    return on_grid(emit, emit("Clip", x, low, high), sigma)
+    least, most, sigma = value_limits(layer, 1.0)
+    return on_grid(emit, emit("Clip", x, least, most), sigma)
 
 
 def value_limits(layer: int, bound: float) -> dict[str, float]:
     """The constants of `rounded_value` by name, where values of a layer stay below ``bound``, a power of two."""
-    limits = {"low": -bound, "high": bound, "sigma": 1.5 * 2.0 ** (23 - VALUE_BITS) * bound}
+    limits = {"least": -bound, "most": bound, "sigma": 1.5 * 2.0 ** (23 - VALUE_BITS) * bound}
     return {f"model.layers.{layer}.values.{name}": value for name, value in limits.items()}
 
 

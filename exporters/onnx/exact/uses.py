@@ -6,7 +6,7 @@ from typing import Any
 from edgeqaf.errors import Refused
 from edgeqaf.exportoptions import OnnxOptions
 from exporters.onnx.exact import products
-from exporters.onnx.exact.columns import DIGITS, GROUP, UNIT
+from exporters.onnx.exact.columns import GROUP, HIGH, LOW, UNIT
 from exporters.onnx.exact.emit import Emit
 from exporters.onnx.linear import Kind
 from exporters.onnx.opened import AGAIN
@@ -46,7 +46,7 @@ def check_uses(
             rows = tensors[names[0]][0][0]
             products.lookup(emit, group, digits, rows, looked[0].input[0], looked[-1].output[0])
             _require_same(group, looked, emit, constants)
-    own = {f"{GROUP.join(names)}{part}" for names in groups for part in (DIGITS, UNIT)}
+    own = {f"{GROUP.join(names)}{part}" for names in groups for part in (HIGH, LOW, UNIT)}
     for node in (node for nodes in owners.values() for node in nodes):
         if strays := own.intersection(node.input):
             raise Refused(f"{min(strays)} is read by {node.name} too", AGAIN)
