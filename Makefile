@@ -3,6 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# A process for each processor, whole files to each: what the tests of a file share is made once. PARALLEL= for one.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test lint matrix kits consumers places bench-methods clean
 
@@ -10,7 +12,7 @@ demo: .venv/ready
 	$(BIN)/edgeqaf demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -19,7 +21,7 @@ lint: .venv/ready
 
 # The long runs: every test, slow ones too.
 matrix: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # llama.cpp as its own project builds it, from the npm registry, for the tests that the package xllamacpp does not serve.
 KIT := linux-x64-3.22.1

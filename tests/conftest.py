@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 from edgeqaf.quantize import quantize
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is loaded; see edgeqaf.cli.run
+if "PYTEST_XDIST_WORKER" in os.environ:  # of a process for each processor, none takes all of them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHECKOUT = Path(__file__).resolve().parents[1]
 STORYTELLER = CHECKOUT / "examples" / "storyteller-6m"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16

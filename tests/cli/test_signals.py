@@ -12,6 +12,7 @@ import pytest
 
 MAIN = "from edgeqaf.cli import main\nif __name__ == '__main__':\n    main()"
 TUNE = ("--batch", 4, "--lr", 0.5, "--threads", 1, "--max-length", 48, "--save-every", 1000)
+PATIENCE = 300  # seconds that a command may take on a busy machine: no law, only an end
 
 
 def start(*arguments: object, script: str = MAIN, **options: Any) -> subprocess.Popen[str]:
@@ -33,7 +34,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(shell: Any, road: Any) -> N
     while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 5):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 7, err
     assert "of 60" in err.splitlines()[0]
     assert err.splitlines()[1] == "  fix: run the same command with --resume"
@@ -57,11 +58,11 @@ class Interrupted(weightsfile.TensorWriter):
         super().add(name, array)
         assert os.listdir(".")[0].endswith(".part")
         os.kill(os.getpid(), {int(number)})
-        time.sleep(30)
+        time.sleep(600)
 weightsfile.TensorWriter = Interrupted
 {MAIN}"""
     process = start("quantize", tiny_float_model, "-o", "base", script=script)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (7, "")
     assert err.splitlines()[0] == "error: interrupted"
     assert shell.files() == {}
@@ -76,11 +77,11 @@ from edgeqaf import witness
 def interrupted(*arguments, **more):
     assert os.listdir(".")[0].endswith(".part")
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(30)
+    time.sleep(600)
 witness.{moment} = interrupted
 {MAIN}"""
     process = start("merge", road.run, "--base", road.base, "-o", "merged", script=script)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 7
     assert err.splitlines()[0] == "error: interrupted"
     assert shell.files() == {}
@@ -93,7 +94,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(verb: str, shell: Any, ro
     process.stdout.close()
     assert process.stderr
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 7
+    assert process.wait(timeout=PATIENCE) == 7
     process.stderr.close()
 
 
@@ -101,7 +102,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(verb: str, shell: Any, ro
 def test_output_that_cannot_be_written_is_an_error(road: Any) -> None:
     with open("/dev/full", "w") as full:
         process = start("inspect", road.base, "--json", stdout=full)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 5
     assert "No space left on device" in err.splitlines()[0]
     assert len(err.splitlines()) == 2
@@ -110,7 +111,7 @@ def test_output_that_cannot_be_written_is_an_error(road: Any) -> None:
 def test_a_name_that_the_terminal_cannot_show_is_no_error(shell: Any, tiny_float_model: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "ascii"}
     process = start("quantize", tiny_float_model, "-o", "ünï", env=environment)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert out.isascii()
     assert Path("ünï", "edgeqaf.json").is_file()

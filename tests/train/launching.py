@@ -16,7 +16,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["edgeqaf.finetune", "edgeqaf.commands.finetune", "edgeqaf.cli"])
-PATIENCE = 60  # seconds that a child may take
+PATIENCE = 300  # seconds that a child may take on a busy machine: no law, only an end
 
 
 @dataclass
