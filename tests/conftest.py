@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -21,11 +22,15 @@ STORYTELLER = CHECKOUT / "examples" / "storyteller-6m"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16
 
 
-def pytest_collection_finish() -> None:
-    """What is loaded by now stays: looking for garbage, Python need not walk it hundreds of times, nor as often."""
+gc.set_threshold(20_000, 10, 10)  # a million objects are loaded here, and walking them takes a second each time
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled() -> Iterator[None]:
+    """What a file leaves behind is loaded for good: looking for garbage, Python need not walk it again."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
+    yield
 
 
 def pytest_unconfigure() -> None:
