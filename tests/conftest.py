@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 
 from edgeqaf.quantize import quantize
@@ -22,6 +23,8 @@ STORYTELLER = CHECKOUT / "examples" / "storyteller-6m"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16
 
 
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")  # how long an example takes says nothing where other tests run beside it
 gc.set_threshold(20_000, 10, 10)  # a million objects are loaded here, and walking them takes a second each time
 
 
