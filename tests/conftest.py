@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -22,18 +21,16 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 STORYTELLER = CHECKOUT / "examples" / "storyteller-6m"
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16
 
-
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")  # how long an example takes says nothing where other tests run beside it
 gc.set_threshold(20_000, 10, 10)  # a million objects are loaded here, and walking them takes a second each time
 
 
 @pytest.fixture(scope="module", autouse=True)
-def settled() -> Iterator[None]:
+def settled() -> None:
     """What a file leaves behind is loaded for good: looking for garbage, Python need not walk it again."""
     gc.collect()
     gc.freeze()
-    yield
 
 
 def pytest_unconfigure() -> None:
