@@ -8,7 +8,7 @@ that torch traced is rewritten (`lower`) until nothing else is left:
   whatever order. Matrices are integers by nature: their weights are written in digits of seven bits (`digits`), the
   input of a layer is rounded to 16 or 8 bits relative to the largest of its token, and int8 kernels, the fastest that
   processors have, add products without rounding. One weighted sum in float64 puts the digits together, exactly again,
-  and rounds once. The input's second byte meets a weight's highest digit alone: less is left out than was rounded off.
+  and rounds once. The input's second byte meets a weight's highest digit alone, for speed.
 * Attention's products are float64 sums of values that lie on grids wide enough for the context (`products`).
 * exp, tanh, sin and cos are polynomials of additions and multiplications, each rounded correctly (`elementary`).
 
