@@ -41,7 +41,7 @@ def tensors(golden: Golden, digests: Mapping[str, str], file: str) -> Check:
     changed = differences(golden.tensors, digests)
     verdict = Verdict.DIFFERENT if changed else Verdict.EXACT
     count = len(golden.tensors.keys() | digests.keys())
-    detail = f"weights: {_named(changed)} not as in {file}" if changed else f"as in {file}"
+    detail = f"{_named(changed)} not as in {file}" if changed else f"as in {file}"
     first = next(iter(changed.values()), None)
     return Check(GOLDEN, "weights", verdict, count, count, len(changed), "tensors", detail, first, tuple(changed))
 

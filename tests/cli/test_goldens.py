@@ -108,13 +108,14 @@ def test_a_changed_code_is_weights_and_names_its_tensor(shell: Any, road: Any, g
     other = exported(QModel(model.config, tensors, model.folder), shell)
     result = shell.run("verify", other, "--check", golden, *QUICK, "--json", "--junit", "junit.xml")
     assert result.code == 4
-    assert f"golden weights: weights: {UP} not as in golden.json" in result.err
+    assert f"golden weights: {UP} not as in golden.json" in result.err
     assert "record it: edgeqaf verify DIST --record FILE --force" in result.err
     said = result.json()
     assert not said["passed"]
     for subject, check in goldens(said).items():
         assert (check["verdict"], check["wrong"], check["first"]["tensor"]) == ("different", [UP], UP), subject
-        assert check["detail"].startswith(f"weights: {UP}")
+        start = UP if subject == "weights" else f"weights: {UP}; logits from prompt 0, token "
+        assert check["detail"].startswith(start), check["detail"]
         assert "kernel" not in check["detail"]
     failed = {c.get("name") for c in ET.parse("junit.xml").getroot().iter("testcase") if c.find("failure") is not None}
     assert failed == set(goldens(said))
