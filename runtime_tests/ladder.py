@@ -94,15 +94,15 @@ def _climb_once(job: Job) -> Iterator[Outcome]:
 def climb(job: Job) -> Outcome:
     """R1, R2 and R4 of one job, in this process."""
     runtime: Runtime = plugins.find("runtimes", job.runtime)
-    available = runtime.availability(job.options)
+    version = runtime.availability(job.options).version or ""
     with runtime.open(job.artifact, job.configuration, job.options) as session:
-        checks = [_weights(job, session, available.version or ""), _kernels(job, session)]
+        checks = [_weights(job, session, version), _kernels(job, session)]
         made = [session.logits(ids) for ids in job.tokens]
         if job.bits:
             checks.append(logits.same_bits(job, session, made))
         elif job.reference:
             checks.append(logits.bounded(job, session, made))
-        observed = observe(job, session, available, made) if job.observed else None
+        observed = observe(job, session, made) if job.observed else None
     key = witness.key() if job.runtime == REFERENCE else {}
     return Outcome(checks, made, witness.digest(made), key, observed)
 

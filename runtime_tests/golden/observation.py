@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgeqaf import plugins
 from edgeqaf.digest import Floats, file_sha256
 from edgeqaf.errors import RuntimeAbsent
-from edgeqaf.protocols import Artifact, Availability, Runtime, Session
+from edgeqaf.protocols import Artifact, Runtime, Session
 from runtime_tests.golden.file import Entry, Key
 from runtime_tests.golden.isa import machine
 from runtime_tests.job import Job
@@ -27,9 +27,10 @@ WEIGHTS = (".data", ".safetensors")  # files of tensors, which have digests of t
 SEAL = "edgeqaf.sha256"  # an ONNX file's metadata: its digest, and so that of its maker's version too
 
 
-def observe(job: Job, session: Session, available: Availability, logits: Sequence[Floats]) -> Entry:
+def observe(job: Job, session: Session, logits: Sequence[Floats]) -> Entry:
     """The entry of a job. logits: of each of its prompts, as they came out in R4."""
     runtime: Runtime = plugins.find("runtimes", job.runtime)
+    available = runtime.availability(job.options)
     key = Key(
         runtime=job.runtime, configuration=job.configuration.name, artifact=runtime.reads or ANY,
         build=available.version or "", isa=available.isa or machine(), threads=str(job.options.threads),

@@ -280,3 +280,18 @@ def test_an_upgraded_runtime_has_no_golden(shell: Any, dist: Path, places: Path)
         assert (check["verdict"], check["compared"]) == ("absent", 0)
         start = "no golden for build '1.32.0' (the nearest has '1.24.4'); held against it: "
         assert check["detail"].startswith(start)
+
+
+def test_another_llama_cpp_has_no_golden(shell: Any, dist: Path, golden: Path, libllama: Path) -> None:
+    """As its own project builds it, for another processor: both parts of the key are named."""
+    line = ("verify", dist, "--runtime", "llama.cpp", "--llama-lib", libllama, "--check", golden)
+    found = goldens(shell.json(*line))
+    assert found.pop("weights")["verdict"] == "exact"
+    assert set(found) == {subject for subject in ALL if subject.startswith("llama_cpp")}
+    for check in found.values():
+        assert check["verdict"] == "absent"
+        assert check["detail"].startswith("no golden for build 'llama.cpp ")
+        assert "(the nearest has 'xllamacpp " in check["detail"]
+        assert ", isa '" in check["detail"]
+        assert "; held against it: " in check["detail"]
+    assert shell.run(*line, "--require", "golden").code == 6
