@@ -147,7 +147,7 @@ def test_a_changed_tokenizer_file_is_named(what: str, shell: Any, road: Any, gol
 
 
 def swap_two_tokens(file: Path) -> None:
-    """Of "Once" and "Why", with which two of the prompts begin."""
+    """The ids of "there" and "sea", which are in the first prompt."""
     tokenizer = json.loads(file.read_text("utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
     a, b = (next(t for t in vocabulary if t.strip("▁Ġ") == word) for word in ("there", "sea"))
