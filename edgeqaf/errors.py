@@ -49,7 +49,7 @@ class OutOfResources(EdgeqafError):
 
 
 class RuntimeAbsent(EdgeqafError):
-    """A runtime or optional package that was required is not on this machine."""
+    """A runtime, an optional package or a golden that was required is not on this machine."""
 
     exit_code = 6
 

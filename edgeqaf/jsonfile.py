@@ -3,9 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeqaf.errors import Refused
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+T = TypeVar("T")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -29,6 +34,23 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} holds a JSON {type(value).__name__}, not an object", "the file is corrupt; fetch it again"
         )
     return value
+
+
+def parse(type_: type[T], path: Path) -> T:
+    """Parse a JSON file into a dataclass, strictly typed; keys it does not name are left out."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(type_).validate_json(json.dumps(read_json(path)), strict=True)
+    except ValidationError as error:
+        raise Refused(f"{path}: {fault(error)}", "the file is damaged, or of another version; make it again") from None
+
+
+def fault(error: "ValidationError") -> str:
+    """The first thing that is wrong, where, and what was found there."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where + ': ' if where else ''}{first['msg']}; found {str(first['input'])[:40]!r}"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -73,6 +73,12 @@ class Artifact:
         """Which of its format's programs it is, where there are several; else ""."""
         return str(getattr(self.tensors, "program", ""))
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """SHA-256 of each metadata value by key, where the file itself says how it is to be run; else empty."""
+        found: Mapping[str, str] = getattr(self.tensors, "metadata", {})
+        return found
+
     def digests(self, title: str = "") -> dict[str, str]:
         """The digest of every tensor by name. title: of a progress bar, where there should be one."""
         if isinstance(self.tensors, ByRows):
@@ -165,10 +171,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Availability:
-    """A runtime's version, or the reason why it is absent (then version is None)."""
+    """A runtime's version, or the reason why it is absent (then version is None).
+
+    isa: by what it chooses its kernels; "" where that is this machine's instruction set.
+    """
 
     version: str | None
     reason: str = ""
+    isa: str = ""
 
 
 @dataclass(frozen=True)

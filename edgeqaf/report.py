@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RUNGS = ("R0", "R1", "R2", "R3", "R4")
+GOLDEN = "golden"  # beside the rungs: what was computed once, held against what is computed now
 
 
 class Verdict(Enum):
@@ -42,7 +43,7 @@ class Difference:
 class Check:
     """One line of the report.
 
-    rung, subject: "R0".."R4" and who was asked, e.g. "onnxruntime fused level 4".
+    rung, subject: "R0".."R4" or "golden", and who was asked, e.g. "onnxruntime fused level 4".
     tensors:       quantized tensors (R0: all tensors; R4: prompts) looked at.
     compared, differing: numbers of values; unit says of what.
     detail:        version, cause of a bound, or why something is absent.
@@ -59,6 +60,11 @@ class Check:
     detail: str = ""
     first: Difference | None = None
     wrong: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """How much differs, where first, and the detail, in one line."""
+        return "; ".join(filter(None, (f"{self.differing:,} differ: {self.first}" if self.first else "", self.detail)))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from edgeqaf.digest import Floats
 from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions
 from edgeqaf.qtensor import QTensor
 from edgeqaf.report import Check
+from runtime_tests.golden.file import Entry
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Job:
 
     tokens: prompts for R4; reference: PyTorch's logits for them; texts: the same prompts as text.
     bits: logits that must come out to the bit, where the program says so; none elsewhere.
+    observed: whether the answer has what a golden remembers.
     """
 
     runtime: str
@@ -26,16 +28,21 @@ class Job:
     texts: Sequence[str] = ()
     reference: Sequence[Floats] = ()
     bits: Sequence[Floats] = ()
+    observed: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A child's findings, its logits for each prompt, their digest and the circumstances (`witness.key`)."""
+    """A child's findings, its logits for each prompt, their digest and the circumstances (`witness.key`).
+
+    observed: what a golden remembers of the climb, if the job asks for it.
+    """
 
     checks: list[Check]
     logits: list[Floats]
     digest: str = ""
     key: Mapping[str, str] = field(default_factory=dict)
+    observed: Entry | None = None
 
 
 def subject(job: Job) -> str:

@@ -23,6 +23,7 @@ from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits, first_difference
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests import logits, probes
+from runtime_tests.golden.observation import observe
 from runtime_tests.job import Job, Outcome, subject
 
 REFERENCE = "torch_cpu"
@@ -66,10 +67,12 @@ def jobs(
             yield Job(name, configuration, artifact, expected, options)
 
 
-def with_prompts(job: Job, recorded: Mapping[str, Any] | None, reference: Sequence[Floats] = ()) -> Job:
+def with_prompts(
+    job: Job, recorded: Mapping[str, Any] | None, reference: Sequence[Floats] = (), observed: bool = False
+) -> Job:
     """The job with the witness's prompts to run, and PyTorch's logits to be held against, if known."""
     tokens = recorded["tokens"] if recorded else witness.prompts(Tokenizer(job.artifact.reference))
-    return replace(job, tokens=tokens, texts=witness.PROMPTS, reference=reference)
+    return replace(job, tokens=tokens, texts=witness.PROMPTS, reference=reference, observed=observed)
 
 
 def run(job: Job) -> Outcome:
@@ -99,8 +102,9 @@ def climb(job: Job) -> Outcome:
             checks.append(logits.same_bits(job, session, made))
         elif job.reference:
             checks.append(logits.bounded(job, session, made))
+        observed = observe(job, session, made) if job.observed else None
     key = witness.key() if job.runtime == REFERENCE else {}
-    return Outcome(checks, made, witness.digest(made), key)
+    return Outcome(checks, made, witness.digest(made), key, observed)
 
 
 def _weights(job: Job, session: Session, version: str) -> Check:

@@ -13,10 +13,13 @@ from edgeqaf.dist import Dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions, fitting
 from edgeqaf.qtensor import QTensor
-from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport
+from edgeqaf.report import GOLDEN, RUNGS, Check, Verdict, VerificationReport
 from runtime_tests import ladder
+from runtime_tests.golden.watch import Watch
 from runtime_tests.job import Job, Outcome
 
+WRONG = "the file or the runtime is not what the receipt says: export again, or see the table for which tensor"
+CHANGED = "if the change is meant, record it: edgeqaf verify DIST --record FILE --force"
 AT_ONCE = 2  # configurations that climb side by side, each in its own process
 
 
@@ -26,6 +29,7 @@ def verify(
     options: RuntimeOptions,
     advance: Advance,
     expected: Mapping[str, QTensor] | None = None,
+    watch: Watch | None = None,
 ) -> VerificationReport:
     """R0 for each artifact; then R1, R2 and R4 in each runtime that reads it.
 
@@ -33,41 +37,42 @@ def verify(
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
     run comes second, and the others' bits are held against it. The rest run two at a time.
     expected: tensors to hold the runtimes against; by default those of the artifact itself, which R0
-    ties to the receipt's digests.
+    ties to the receipt's digests. watch: what else is made of the climbs; by default nothing.
     """
+    watch = watch or Watch()
     names = [name for name in runtimes if name != ladder.REFERENCE]
     recorded = dist.receipt.get("witness")
     done = count(1)
-    checks: list[Check] = []
+    checks = [_check_files(dist), *watch.of_model()]
     reference: dict[str, Outcome] = {}
-    checks.append(_check_files(dist))
     for artifact in dist.artifacts:
         own = _expected(artifact, expected)
-        checks.append(ladder.check_file(artifact, dist.digests))
+        file = ladder.check_file(artifact, dist.digests)
+        checks.append(file)
         advance(next(done), f"R0 {artifact.format}")
         root = artifact.root
         if ladder.REFERENCE in runtimes and root not in reference:
             (job,) = ladder.jobs(artifact, own, [ladder.REFERENCE], options)
             assert isinstance(job, Job)
-            reference[root] = ladder.run(ladder.with_prompts(job, recorded))
-            checks += reference[root].checks
+            reference[root] = ladder.run(ladder.with_prompts(job, recorded, observed=watch.observes))
+            checks += watch.of_climb(reference[root], file.wrong)
             if recorded and reference[root].logits:
                 checks.append(_against_witness(artifact, recorded, reference[root]))
         advance(next(done), ladder.REFERENCE)
         logits = reference[root].logits if root in reference else []
         found = list(ladder.jobs(artifact, own, names, options))
         checks += [job for job in found if isinstance(job, Check)]
-        waiting = [ladder.with_prompts(job, recorded, logits) for job in found if isinstance(job, Job)]
+        waiting = [ladder.with_prompts(j, recorded, logits, watch.observes) for j in found if isinstance(j, Job)]
         first = [job for job in waiting if job.runtime == ladder.PROGRAM][:1]  # it decides on the bits of the others
         decided = [ladder.run(job) for job in first]
         for outcome in decided:
-            checks += outcome.checks
+            checks += watch.of_climb(outcome, file.wrong)
             advance(next(done), outcome.checks[0].subject)
         bits = decided[0].logits if decided else []
         climbing = [replace(job, bits=bits) for job in waiting if job not in first]
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for outcome in pool.map(ladder.run, climbing):
-                checks += outcome.checks
+                checks += watch.of_climb(outcome, file.wrong)
                 advance(next(done), outcome.checks[0].subject)
     return VerificationReport(tuple(checks))
 
@@ -104,20 +109,24 @@ def steps(dist: Dist, runtimes: Sequence[str]) -> int:
 
 
 def require(report: VerificationReport, wanted: Sequence[str]) -> None:
-    """Turn what is missing into a failure: rungs ("R2") or runtimes ("llama.cpp") that must be there.
+    """Turn what is missing into a failure: rungs ("R2"), "golden", or runtimes ("llama.cpp") that must be there.
 
     Raises RuntimeAbsent for an absent runtime, VerificationFailed for a difference or a missing rung.
     """
     if report.failures:
         worst = next((c for c in report.failures if c.first), report.failures[0])  # one that names a tensor
-        detail = str(worst.first) if worst.first else worst.detail
+        golden = worst.rung == GOLDEN
+        detail = str(worst.first) if worst.first and not golden else worst.detail
         raise VerificationFailed(
             f"{len(report.failures)} of {len(report.checks)} checks failed; {worst.rung} {worst.subject}: {detail}",
-            "the file or the runtime is not what the receipt says: export again, or see the table for which tensor",
+            CHANGED if golden else WRONG,
         )
     for item in wanted:
         if item.upper() in RUNGS:
             _require_rung(report, item.upper())
+            continue
+        if item.lower() == GOLDEN:
+            _require_golden(report)
             continue
         name = plugins.resolve("runtimes", item)
         absent = [c for c in report.absent if c.subject.split()[0] == name]
@@ -144,6 +153,17 @@ def _require_rung(report: VerificationReport, rung: str) -> None:
         raise VerificationFailed(f"{rung} is required, but {check.subject} did not reach it", "see the table for why")
     if not reached:
         raise VerificationFailed(f"{rung} is required, but no runtime was asked for it", f"rungs: {', '.join(RUNGS)}")
+
+
+def _require_golden(report: VerificationReport) -> None:
+    """Every configuration that climbed must have a golden, and every runtime must have climbed in one."""
+    unknown = [c for c in report.absent if c.rung == GOLDEN]
+    if unknown:
+        raise RuntimeAbsent(
+            f"{GOLDEN} is required; {unknown[0].subject}: {unknown[0].detail}",
+            "record it under these circumstances: edgeqaf verify DIST --record FILE",
+        )
+    _require_rung(report, GOLDEN)
 
 
 def _who(check: Check) -> tuple[str, str]:
@@ -182,6 +202,5 @@ def show(report: VerificationReport) -> None:
     rows = []
     for c in report.checks:
         counts = f"{c.compared:,} {c.unit}" if c.compared else "-"
-        reason = f"{c.differing:,} differ: {c.first}; {c.detail}" if c.first else c.detail
-        rows.append((c.rung, c.subject, c.verdict.value, c.tensors or "-", counts, reason.removesuffix("; ")))
+        rows.append((c.rung, c.subject, c.verdict.value, c.tensors or "-", counts, c.reason))
     table("Verification ladder", ("rung", "who", "verdict", "tensors", "compared", "detail"), rows)

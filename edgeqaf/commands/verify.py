@@ -1,28 +1,43 @@
 """verify: prove that the runtimes compute what PyTorch computes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeqaf.options import Json, LlamaLib, PlacesFolder, claim_report
+from edgeqaf.options import Json, LlamaLib, PlacesFolder, claim_report, listed
+
+if TYPE_CHECKING:
+    from edgeqaf.dist import Dist
+    from runtime_tests.golden.watch import Watch
 
 
 def command(
     dist: Annotated[Path, typer.Argument(help="Dist folder made by export.")],
     runtime: Annotated[str | None, typer.Option(help="Runtimes to ask, comma-separated; default: all.")] = None,
-    require: Annotated[str | None, typer.Option(help="Rungs or runtimes that must be reached: R2,llama.cpp")] = None,
+    require: Annotated[
+        str | None, typer.Option(help="Rungs, runtimes or golden, that must be reached: R2,llama.cpp")
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="Hold runtimes against this model folder.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Add digests of what each runtime computed to this golden file, if all passed.")
+    ] = None,
+    check: Annotated[Path | None, typer.Option(help="Hold each runtime against its entry in this golden file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --record replace entries that differ.")] = False,
     llama_lib: LlamaLib = None,
     places: PlacesFolder = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads each runtime may use.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON report; default DIST/verify.json.")
     ] = None,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML report, which CI services show.")] = None,
     json: Json = False,
 ) -> None:
     """Climb the verification ladder: file, weights, kernels, logits; exit 4 on any difference."""
+    import time
+
     from edgeqaf import checkpoint
+    from edgeqaf import junit as xml
     from edgeqaf.console import emit, progress, say
     from edgeqaf.dist import open_dist
     from edgeqaf.jsonfile import write_json
@@ -30,16 +45,24 @@ def command(
     from edgeqaf.staging import staged
     from runtime_tests import pitfalls
     from runtime_tests import verify as verification
+    from runtime_tests.golden.watch import Record
 
+    _require_sound(record, check, force, listed(require))
     target = output or dist / "verify.json"
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
     opened = open_dist(dist)
     claim_report(target, "checks")
+    if junit:
+        xml.claim(junit)
+    watch = _watch(opened, record, check, force)
     expected = dict(checkpoint.load(against).quantized()) if against else None
+    started = time.monotonic()
     with progress("verify", verification.steps(opened, names)) as advance:
         options = RuntimeOptions(llama_lib, threads, places=places)
-        report = verification.verify(opened, names, options, advance, expected)
+        report = verification.verify(opened, names, options, advance, expected, watch)
     verification.show(report)
+    if junit:
+        xml.write(report, junit, time.monotonic() - started)
     met = pitfalls.met(opened.artifacts, names, options)
     for what, runs in met.items():
         say(f"known of {', '.join(runs)}: {what}")
@@ -48,6 +71,28 @@ def command(
         write_json(part, result)
     if json:
         emit(result)
-    verification.require(report, [item.strip() for item in require.split(",")] if require else [])
+    verification.require(report, listed(require))
     passed = len(report.checks) - len(report.absent)
     say(f"{target}: {passed} checks passed, {len(report.absent)} absent")
+    if isinstance(watch, Record):
+        say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {dist} --check {record}")
+
+
+def _watch(dist: "Dist", record: Path | None, check: Path | None, force: bool) -> "Watch":
+    from runtime_tests.golden.watch import Compare, Record, Watch
+
+    if record:
+        return Record(record, dist, force)
+    return Compare(check, dist) if check else Watch()
+
+
+def _require_sound(record: Path | None, check: Path | None, force: bool, required: list[str]) -> None:
+    """UsageError for options that contradict each other."""
+    from edgeqaf.errors import UsageError
+
+    if record and check:
+        raise UsageError("--record and --check exclude each other", "check first, and record what is meant to change")
+    if force and not record:
+        raise UsageError("--force is for --record", "drop it")
+    if not check and "golden" in map(str.lower, required):
+        raise UsageError("--require golden needs a golden file", "name it: --check FILE")

@@ -13,14 +13,14 @@ from edgeqaf import __version__
 from edgeqaf.html import plots
 from edgeqaf.html.page import Export, Page, Tuning, collect
 from edgeqaf.movement import Movement
-from edgeqaf.report import RUNGS, Check, Verdict, VerificationReport
+from edgeqaf.report import GOLDEN, RUNGS, Check, Verdict, VerificationReport
 
 __all__ = ["Tone", "collect", "conclude", "render"]
 
 SYMBOLS = {
     Verdict.EXACT: "=", Verdict.BOUNDED: "≈", Verdict.DIFFERENT: "≠", Verdict.REFUSED: "✕", Verdict.ABSENT: "–",
 }  # fmt: skip
-RUNG_NAMES = dict(zip(RUNGS, ("file", "weights", "kernels", "layers", "logits"), strict=True))
+RUNG_NAMES = {**dict(zip(RUNGS, ("file", "weights", "kernels", "layers", "logits"), strict=True)), GOLDEN: ""}
 
 
 class Tone(Enum):

@@ -4,25 +4,23 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from json import dumps
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from edgeqaf.checkpoint import MANIFEST, read_manifest
 from edgeqaf.digest import file_sha256
 from edgeqaf.errors import Refused
-from edgeqaf.jsonfile import read_json
+from edgeqaf.jsonfile import fault, parse, read_json
 from edgeqaf.movement import Movement
 from edgeqaf.receipt import require_sound
-from edgeqaf.report import RUNGS, Check, Verdict
+from edgeqaf.report import GOLDEN, RUNGS, Check, Verdict
 
 LOG, VERIFICATION = "log.jsonl", "verify.json"
 LONGEST_LINE = 2**16  # bytes; a line of the log has a few hundred
 HUGE = 1e30  # a loss beyond this is divergence, and has no place on an axis
-T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -176,7 +174,11 @@ def read_verification(folder: Path, receipt: Receipt) -> Verification | None:
         return None
     found = parse(Verification, path)
     for c in found.checks:
-        if c.rung not in RUNGS or min(c.differing, c.compared) < 0 or (c.differing and c.verdict is Verdict.EXACT):
+        if (
+            c.rung not in (*RUNGS, GOLDEN)
+            or min(c.differing, c.compared) < 0
+            or (c.differing and c.verdict is Verdict.EXACT)
+        ):
             raise Refused(
                 f"{path}: {c.rung} {c.subject} {c.verdict.value}, {c.differing} of {c.compared} differ: impossible",
                 "the file is damaged; run: edgeqaf verify",
@@ -186,14 +188,6 @@ def read_verification(folder: Path, receipt: Receipt) -> Verification | None:
             f"{path} is about root {found.root[:12]}, this folder is {receipt.root[:12]}", "run: edgeqaf verify"
         )
     return found
-
-
-def parse(type_: type[T], path: Path) -> T:
-    """Parse a JSON file into a dataclass, strictly typed; keys it does not name are left out."""
-    try:
-        return TypeAdapter(type_).validate_json(dumps(read_json(path)), strict=True)
-    except ValidationError as error:
-        raise Refused(f"{path}: {_first(error)}", "the file is damaged, or of another version; make it again") from None
 
 
 def _log_lines(path: Path) -> Iterator[_LogLine]:
@@ -206,14 +200,8 @@ def _log_lines(path: Path) -> Iterator[_LogLine]:
                 yield adapter.validate_json(line, strict=True)
             except ValidationError as error:
                 raise Refused(
-                    f"{path}, line {number}: {_first(error)}", "the log is damaged; remove that line, or train again"
+                    f"{path}, line {number}: {fault(error)}", "the log is damaged; remove that line, or train again"
                 ) from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where + ': ' if where else ''}{first['msg']}; found {str(first['input'])[:40]!r}"
 
 
 def _require_plausible(layers: Mapping[str, Movement], path: Path) -> None:

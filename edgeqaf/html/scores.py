@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from edgeqaf.errors import Refused
-from edgeqaf.html.inputs import Count, Digest, parse
+from edgeqaf.html.inputs import Count, Digest
+from edgeqaf.jsonfile import parse
 
 Figure = Annotated[float, Field(allow_inf_nan=False)]
 Figures = dict[str, dict[str, Figure | int]]

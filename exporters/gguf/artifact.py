@@ -1,5 +1,6 @@
 """The logical tensors of a GGUF file, ours or another maker's. Files are untrusted."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from edgeqaf.protocols import Stored
 from edgeqaf.runs import Rows, cuts, threads
 from exporters.gguf import families
 from exporters.gguf.blocks import CARRIERS
+from exporters.gguf.container import SEAL, packed_value
 from exporters.gguf.family import OUTPUT, Family
 from exporters.gguf.floats import TYPES
 from exporters.gguf.layouts import LAYOUTS
@@ -63,6 +65,15 @@ class StoredTensors(Mapping[str, Stored]):
         """`edgeqaf.checkpoint.QModel.outline`, from the file's header alone."""
         grids = {name: self.grid(name) for name in self}
         return {name: (grid.name if grid else FLOAT32, self.places[name].shape) for name, grid in grids.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """`edgeqaf.protocols.Artifact.metadata`; the seal, which covers the rest, is left out."""
+        return {
+            key: hashlib.sha256(packed_value(value)).hexdigest()
+            for key, value in self.files.metadata.items()
+            if key != SEAL
+        }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)

@@ -88,7 +88,7 @@ def seal(metadata: Mapping[str, Value], tensors: Sequence[TensorInfo], alignment
 def plain_header(entries: Mapping[str, Value], tensors: Sequence[TensorInfo], alignment: int = ALIGNMENT) -> bytes:
     """The header, padded to where the data begins."""
     header = MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(entries))
-    header += b"".join(_packed_string(key.encode()) + _packed_value(value) for key, value in entries.items())
+    header += b"".join(_packed_string(key.encode()) + packed_value(value) for key, value in entries.items())
     header += b"".join(map(packed_info, tensors))
     return header.ljust(padded(len(header), alignment), b"\0")
 
@@ -109,7 +109,8 @@ def _packed_string(text: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _packed_value(value: Value) -> bytes:
+def packed_value(value: Value) -> bytes:
+    """A value as metadata holds it, its type before it."""
     if isinstance(value.data, bytes):
         return struct.pack("<I", value.type) + _packed_string(value.data)
     if isinstance(value.data, (int, float)):

@@ -51,7 +51,8 @@ class Library:
     """A loaded llama.cpp.
 
     c:       its functions, typed by `structs.SIGNATURES`.
-    version: llama.cpp's and ggml's version and commit, and the CPU variant.
+    version: llama.cpp's and ggml's version and commit, and ``cpu``.
+    cpu:     the variant of the CPU's kernels, or the features they are built with.
     context: the layout of ``llama_context_params`` that fits it.
     device:  its CPU device.
     log:     what it said last.
@@ -59,6 +60,7 @@ class Library:
 
     c: Any
     version: str
+    cpu: str
     context: type[structs.ParamsStruct]
     device: int
     log: Log
@@ -97,19 +99,20 @@ def _open(folder: Path | None) -> Library:
         c.llama_log_set(log.callback, None)  # ggml's too
         variant = _load_variant(c, folder)
         c.llama_backend_init()
-        library = Library(c, "", context, c.ggml_backend_dev_by_type(structs.DEVICE_CPU), log)
-        return replace(library, version=_version(library, folder, variant))
+        library = Library(c, "", variant, context, c.ggml_backend_dev_by_type(structs.DEVICE_CPU), log)
+        library = replace(library, cpu=variant or _features(library))
+        return replace(library, version=_version(library, folder))
     except (OSError, AttributeError, ImportError, ValueError) as error:  # ValueError: a null pointer read
         raise RuntimeAbsent(
             f"{folder or PACKAGE}: {error}", "use a libllama folder for this machine, or install edgeqaf[llama]"
         ) from None
 
 
-def _version(library: Library, folder: Path | None, variant: str) -> str:
+def _version(library: Library, folder: Path | None) -> str:
     package = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}, " if folder is None else ""
     c = library.c
     llama, ggml, commit = (f().decode() for f in (c.llama_version, c.ggml_version, c.ggml_commit))
-    return f"{package}llama.cpp {llama}, ggml {ggml} (commit {commit}), CPU {variant or _features(library)}"
+    return f"{package}llama.cpp {llama}, ggml {ggml} (commit {commit}), CPU {library.cpu}"
 
 
 def _package_file() -> Path:

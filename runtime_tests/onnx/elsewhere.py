@@ -48,8 +48,9 @@ class Elsewhere:
 def _greeted(place: str, folder: Path | None) -> Availability:
     """The version that a place's worker gives."""
     try:
-        with places.find(place, folder).open() as engine:
-            return Availability(engine.version())
+        found = places.find(place, folder)
+        with found.open() as engine:
+            return Availability(engine.version(), isa="emulated, as the configuration says" if found.emulated else "")
     except (EdgeqafError, OSError) as error:
         remedy = getattr(error, "remedy", "")
         return Availability(None, f"{error}: {remedy}" if remedy else str(error))

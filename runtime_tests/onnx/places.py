@@ -43,12 +43,14 @@ class Place:
 
     command, environment: start its worker.
     providers: the execution providers that its models run on.
+    emulated: whether its processor is, and so does not depend on this machine's.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     providers: tuple[Any, ...] = ("CPUExecutionProvider",)
+    emulated: bool = False
 
     @contextmanager
     def open(self) -> Iterator["Engine"]:
@@ -181,7 +183,7 @@ def _x86(model: str) -> Callable[[str, Path | None], Place]:
             raise RuntimeAbsent(f"{name}: this Python is not for x86-64 but for {platform.machine()}", "use another")
         emulator = _emulator("qemu-x86_64-static", folder)
         plain = {"OPENBLAS_CORETYPE": "Nehalem"}  # numpy's kernels, where the user's environment asks for newer ones
-        return Place(name, (emulator, "-cpu", model, *_here(name, folder).command), plain)
+        return Place(name, (emulator, "-cpu", model, *_here(name, folder).command), plain, emulated=True)
 
     return find
 
@@ -193,7 +195,7 @@ def _arm(model: str) -> Callable[[str, Path | None], Place]:
         root, emulator = _part(folder, "aarch64"), _emulator("qemu-aarch64-static", folder)
         python = str(next(root.glob("usr/bin/python3.*")))
         command = (emulator, "-L", str(root / "cpu" / model), "-cpu", model, python, str(HERE / "worker.py"))
-        return Place(name, command, {"PYTHONPATH": str(root / "wheels")})
+        return Place(name, command, {"PYTHONPATH": str(root / "wheels")}, emulated=True)
 
     return find
 

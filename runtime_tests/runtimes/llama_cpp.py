@@ -37,7 +37,8 @@ class LlamaCpp:
 
     def availability(self, options: RuntimeOptions) -> Availability:
         try:
-            return Availability(load(options.llama_lib).version)
+            library = load(options.llama_lib)
+            return Availability(library.version, isa=library.cpu)
         except RuntimeAbsent as absent:
             return Availability(None, f"{absent.cause}; {absent.remedy}")
 

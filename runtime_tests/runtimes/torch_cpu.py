@@ -56,7 +56,8 @@ class TorchCpu:
     )
 
     def availability(self, options: RuntimeOptions) -> Availability:
-        return Availability(f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}")
+        version = f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+        return Availability(version, isa=witness.key()["cpu"])
 
     @contextmanager
     def open(self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions) -> Iterator[TorchSession]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -61,6 +62,16 @@ def test_python_blocks_compile(page):
     for match in BLOCK.finditer(page.read_text("utf-8")):
         if match["language"] == "python":
             compile(match["text"], page.name, "exec")
+
+
+@each_page
+def test_workflows_are_yaml_whose_steps_do_something(page):
+    for match in BLOCK.finditer(page.read_text("utf-8")):
+        if match["language"] != "yaml":
+            continue
+        content = yaml.safe_load(match["text"])
+        steps = [step for job in content.get("jobs", {}).values() for step in job["steps"]]
+        assert all(("run" in step) != ("uses" in step) for step in steps)
 
 
 def command_lines(page: Path) -> Iterator[tuple[str, bool]]:
