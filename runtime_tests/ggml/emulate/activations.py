@@ -90,4 +90,5 @@ def _quotient(number: np.float32, by: Floats) -> Floats:
 
 
 def _half(x: Floats) -> Floats:
-    return x.astype(np.float16).astype(np.float32)
+    with np.errstate(over="ignore"):  # to infinity, as in the kernel
+        return x.astype(np.float16).astype(np.float32)
