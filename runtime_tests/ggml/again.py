@@ -38,7 +38,8 @@ class Again:
         found = stored.in_logical_order(seen.y.T).T
         path, type_name = self._path(seen), self._file.tensor(seen.name).type_name
         if path is None:
-            where = f"{type_name} {'repacked' if self._repacked(seen) else 'plain'}, {len(seen.x)} rows"
+            place, rows = "repacked" if self._repacked(seen) else "plain", len(seen.x)
+            where = f"{type_name} {place}, {rows} row{'s' if rows > 1 else ''}"
             return Product(name, where, found, *envelope(q, seen.x))
         return Product(name, f"{type_name} {path.name}", found, path.product(q, seen.x))
 

@@ -119,7 +119,7 @@ def test_an_unknown_path_is_named_and_held_to_the_envelope(
     assert found.verdict is Verdict.BOUNDED
     place = "repacked" if configuration.name == "repack" and kind == "q4_0" else "plain"
     for rows in {len(prompt) for prompt in PROMPTS} | {1}:
-        assert f"{kind} {place}, {rows} rows: unknown path, " in found.detail
+        assert f"{kind} {place}, {rows} row{'s' if rows > 1 else ''}: unknown path, " in found.detail
     assert found.differing == 0
     name, _, q = next(quantized for quantized in artifact.quantized() if "mlp.up" in quantized[0])
     codes = q.codes.copy()
