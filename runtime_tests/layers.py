@@ -4,7 +4,7 @@ The activations are the runtime's own, so what one layer does is no business of 
 layer that it comes from.
 """
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,21 +21,17 @@ MORE = 3  # tokens after each prompt: kernels for one row are often not those fo
 
 
 def check(job: Job, session: Session) -> Iterator[Check]:
-    """R3, if there are prompts and the session can show its products; else nothing."""
+    """R3, if there are prompts and the session can show its products; else nothing.
+
+    The place of a difference is prompt, position in it and output.
+    """
     if not isinstance(session, Replays) or not job.tokens:
         return
-    tally, paths = Tally(), _Paths()
-
-    def see(product: Product) -> None:
-        different = compare_bits(product.expected, product.found)
-        if product.slack is not None:
-            different &= ~(np.abs(product.found - product.expected) <= product.slack)
-        tally.add(product.name, product.expected, product.found, different)
-        paths.add(product)
-
+    watch = _Watch()
     try:
-        for tokens in job.tokens:
-            tapped, free = (session.replay(tokens, MORE, job.expected, watch) for watch in (see, None))
+        for prompt, tokens in enumerate(job.tokens):
+            watch.begin(prompt)
+            tapped, free = (session.replay(tokens, MORE, job.expected, see) for see in (watch.see, None))
             changed = compare_bits(free, tapped)
             if changed.any():
                 reason = f"watching changes what is computed: {changed.sum()} of {free.size} logits differ with it"
@@ -44,23 +40,34 @@ def check(job: Job, session: Session) -> Iterator[Check]:
     except RuntimeAbsent as absent:
         yield Check("R3", subject(job), Verdict.ABSENT, detail=str(absent))
         return
-    found = tally.check("R3", job, str(paths), "outputs")
-    bounded = paths.unknown and found.verdict is Verdict.EXACT
+    found = watch.tally.check("R3", job, str(watch), "outputs")
+    bounded = watch.unknown and found.verdict is Verdict.EXACT
     yield replace(found, verdict=Verdict.BOUNDED) if bounded else found
 
 
-class _Paths:
-    """Which paths were met, with how many outputs each."""
+class _Watch:
+    """Compares every product, and counts the outputs of each path."""
 
     def __init__(self) -> None:
-        self.known: defaultdict[str, int] = defaultdict(int)
-        self.unknown: defaultdict[str, int] = defaultdict(int)
+        self.tally = Tally()
+        self.known: Counter[str] = Counter()
+        self.unknown: Counter[str] = Counter()
 
-    def add(self, product: Product) -> None:
-        outputs = self.known if product.slack is None else self.unknown
-        outputs[product.path] += product.found.size
+    def begin(self, prompt: int) -> None:
+        self._prompt = prompt
+        self._rows: Counter[str] = Counter()  # of each tensor, that were seen of the prompt
+
+    def see(self, product: Product) -> None:
+        name, expected, found = product.name, product.expected, product.found
+        different = compare_bits(expected, found)
+        if product.slack is not None:
+            different &= ~(np.abs(found - expected) <= product.slack)
+        self.tally.add(name, expected, found, different, start=(self._prompt, self._rows[name]))
+        self._rows[name] += len(found)
+        (self.known if product.slack is None else self.unknown)[product.path] += found.size
 
     def __str__(self) -> str:
+        """The paths that were met."""
         known = [f"{path}: {count:,}" for path, count in sorted(self.known.items())]
         unknown = [
             f"{path}: unknown path, {count:,} held to the envelope of 8-bit activations only"

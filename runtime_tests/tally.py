@@ -1,6 +1,7 @@
 """Adding up comparisons of bits over tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,25 @@ class Tally:
         self.compared = 0
         self.first: Difference | None = None
 
-    def add(self, name: str, expected: Floats, found: Floats, different: NDArray[np.bool_], count: bool = True) -> None:
+    def add(
+        self,
+        name: str,
+        expected: Floats,
+        found: Floats,
+        different: NDArray[np.bool_],
+        count: bool = True,
+        start: tuple[int, ...] = (0,),
+    ) -> None:
+        """start: the place of the first row; its last number counts on with the rows."""
         self.tensors.add(name)
         self.compared += expected.size if count else 0
         if different.any():
             self.wrong[name] = self.wrong.get(name, 0) + int(different.sum())
-            self.first = self.first or first_difference(name, expected, found, different)
+            first = first_difference(name, expected, found, different)
+            if self.first is None and first is not None and first.index:
+                row, *rest = first.index
+                first = replace(first, index=(*start[:-1], start[-1] + row, *rest))
+            self.first = self.first or first
 
     def check(self, rung: str, job: Job, detail: Any, unit: str = "weights") -> Check:
         names = sorted(self.wrong)

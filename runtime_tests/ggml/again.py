@@ -1,6 +1,9 @@
 """What llama.cpp computed, computed again: each product that a tap sees, by the arithmetic of its kernel."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
 
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
@@ -22,19 +25,20 @@ class Again:
 
     def __init__(self, cpu: Cpu, file: GgufFile, artifact: Artifact) -> None:
         self._cpu, self._file, self._artifact = cpu, file, artifact
-        self._names = {stored.name: name for name, stored, _ in artifact.quantized()}
+        nothing = np.empty(0, np.float32)  # a stored tensor is read anew each time; here its place will do
+        self._stored = {s.name: (name, replace(s, tensor=nothing)) for name, s, _ in artifact.quantized()}
         self._extra = cpu.buffer_types(repack=True)
         self._paths: dict[Case, Path | None] = {}
 
     def product(self, seen: Seen, expected: Mapping[str, QTensor]) -> Product:
         """``seen`` beside the same from the integers of ``expected``. Refused for a matrix the artifact lacks."""
-        if seen.name not in self._names:
+        if seen.name not in self._stored:
             raise Refused(
                 f"{self._artifact.path}: llama.cpp multiplies with {seen.name}, which was not read back",
                 "export the model again",
             )
-        name = self._names[seen.name]
-        stored, q = self._artifact.tensors[name], expected[name]
+        name, stored = self._stored[seen.name]
+        q = expected[name]
         found = stored.in_logical_order(seen.y.T).T
         path, type_name = self._path(seen), self._file.tensor(seen.name).type_name
         if path is None:
@@ -51,7 +55,7 @@ class Again:
 
     def _identified(self, seen: Seen) -> Path | None:
         """By the file's own integers, whatever the model is held against."""
-        tensor, stored = self._file.tensor(seen.name), self._artifact.tensors[self._names[seen.name]]
+        tensor, stored = self._file.tensor(seen.name), self._artifact.tensors[self._stored[seen.name][0]]
         assert isinstance(stored.tensor, QTensor)
         matrix = Matrix(self._cpu, tensor, self._repacked(seen))
 

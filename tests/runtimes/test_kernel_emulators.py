@@ -37,8 +37,8 @@ FUSED, LANES, REPACKED = "eight lanes with FMA (AVX2 and later)", "eight lanes (
 C, SUPER_C = "a block at a time (plain C)", "every eighth product in a lane (plain C)"
 SSE, PAIRS = "pairs of blocks in sixteen lanes (SSE)", "pairs of blocks in eight lanes"
 TILED = "a super-block at a time, activations scaled last (tiled)"
-# Of the CPU variants of `make kits`: the paths of Q4_0 and Q8_0 for one row and for more, of Q4_1, and of Q4_K and Q6_K,
-# none of them repacked. docs/design/kernel-emulators.md has the table.
+# Of the CPU variants of `make kits`: the paths of Q4_0 and Q8_0 for one row and for more, of Q4_1, and of K types, none
+# of them repacked. docs/design/kernel-emulators.md has the table.
 OLD = {
     "x64": ((C, C), (C, C), C, SUPER_C),
     "sse42": ((SSE, SSE), (C, C), C, SUPER_C),

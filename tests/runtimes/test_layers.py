@@ -105,7 +105,8 @@ def test_one_wrong_code_is_placed(artifact: Artifact, configuration: Configurati
     found = third_rung(replace(asked, expected={**asked.expected, name: q.replace(codes=codes)}))
     assert (found.verdict, found.wrong) == (Verdict.DIFFERENT, (name,))
     assert found.first
-    assert found.first.index[-1] == 31
+    assert found.first.index[::2] == (0, 31)  # the first prompt, the row of the matrix
+    assert found.first.index[1] < len(PROMPTS[0]) + layers.MORE
     assert 0 < found.differing <= sum(len(prompt) + layers.MORE for prompt in PROMPTS)
 
 
