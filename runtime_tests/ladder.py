@@ -1,4 +1,4 @@
-"""The verification ladder: R0 file, R1 weights, R2 kernels, R4 logits, for one artifact.
+"""The verification ladder: R0 file, R1 weights, R2 kernels, R3 layers, R4 logits, for one artifact.
 
 R0 needs no runtime. Each configuration of each runtime climbs in a process of its own, because an
 inference engine may abort on a file it does not like, and a dead child is a finding, not a crash.
@@ -12,7 +12,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgeqaf import plugins, witness
 from edgeqaf.child import stream
@@ -20,11 +19,12 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fitting
 from edgeqaf.qtensor import QTensor, decode
-from edgeqaf.report import Check, Difference, Verdict, compare_bits, first_difference
+from edgeqaf.report import Check, Difference, Verdict, compare_bits
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests import logits, probes
+from runtime_tests import layers, logits, probes
 from runtime_tests.golden.observation import observe
 from runtime_tests.job import Job, Outcome, subject
+from runtime_tests.tally import Tally, listed
 
 REFERENCE = "torch_cpu"
 PROGRAM = "interpreter"  # what decides on the bits of a program that has but one result
@@ -44,7 +44,7 @@ def check_file(artifact: Artifact, digests: Mapping[str, str]) -> Check:
     if wrong:
         short = [(d.get(wrong[0]) or "no such tensor")[:16] for d in (digests, found)]
         first = Difference(wrong[0], (), *short)
-    others = f"in {_listed(wrong)}" if len(wrong) > 1 else ""
+    others = f"in {listed(wrong)}" if len(wrong) > 1 else ""
     verdict = Verdict.DIFFERENT if wrong else Verdict.EXACT
     return Check(
         "R0", artifact.format, verdict, len(found), sum(sizes), len(wrong), "weights", others, first, tuple(wrong)
@@ -92,11 +92,11 @@ def _climb_once(job: Job) -> Iterator[Outcome]:
 
 
 def climb(job: Job) -> Outcome:
-    """R1, R2 and R4 of one job, in this process."""
+    """R1, R2, R3 where the session offers it, and R4 of one job, in this process."""
     runtime: Runtime = plugins.find("runtimes", job.runtime)
     version = runtime.availability(job.options).version or ""
     with runtime.open(job.artifact, job.configuration, job.options) as session:
-        checks = [_weights(job, session, version), _kernels(job, session)]
+        checks = [_weights(job, session, version), _kernels(job, session), *layers.check(job, session)]
         made = [session.logits(ids) for ids in job.tokens]
         if job.bits:
             checks.append(logits.same_bits(job, session, made))
@@ -109,7 +109,7 @@ def climb(job: Job) -> Outcome:
 
 def _weights(job: Job, session: Session, version: str) -> Check:
     """R1: the runtime's own decode of every quantized tensor equals ours."""
-    tally = _Tally()
+    tally = Tally()
     for name, stored, _ in job.artifact.quantized():
         expected = decode(job.expected[name])
         found = session.weights(stored)
@@ -119,7 +119,7 @@ def _weights(job: Job, session: Session, version: str) -> Check:
 
 def _kernels(job: Job, session: Session) -> Check:
     """R2: one-hot read-back of every weight, and integer probes, through the runtime's own matmul."""
-    tally = _Tally()
+    tally = Tally()
     outputs = certified = 0
     absent: dict[str, RuntimeAbsent] = {}
     for name, stored, _ in job.artifact.quantized():
@@ -142,38 +142,5 @@ def _kernels(job: Job, session: Session) -> Check:
         raise next(iter(absent.values()))
     detail = f"and {certified} of {outputs} probe sums within the exactness budget"
     if absent:
-        detail += f"; {len(absent)} tensors have no layout here ({_listed(sorted(absent))})"
+        detail += f"; {len(absent)} tensors have no layout here ({listed(sorted(absent))})"
     return tally.check("R2", job, detail)
-
-
-class _Tally:
-    """Adds up comparisons over tensors and remembers the first difference."""
-
-    def __init__(self) -> None:
-        self.tensors: set[str] = set()
-        self.wrong: dict[str, int] = {}
-        self.compared = 0
-        self.first: Difference | None = None
-
-    def add(self, name: str, expected: Floats, found: Floats, different: NDArray[np.bool_], count: bool = True) -> None:
-        self.tensors.add(name)
-        self.compared += expected.size if count else 0
-        if different.any():
-            self.wrong[name] = self.wrong.get(name, 0) + int(different.sum())
-            self.first = self.first or first_difference(name, expected, found, different)
-
-    def check(self, rung: str, job: Job, detail: Any) -> Check:
-        names = sorted(self.wrong)
-        verdict = Verdict.DIFFERENT if names else Verdict.EXACT
-        if len(names) > 1:
-            detail = f"{detail}; in {_listed(names)}"
-        wrong, count = sum(self.wrong.values()), len(self.tensors)
-        return Check(
-            rung, subject(job), verdict, count, self.compared, wrong, "weights", detail, self.first, tuple(names)
-        )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{', '.join(names[:5])}{more}"

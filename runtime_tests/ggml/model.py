@@ -8,6 +8,7 @@ prompt evaluated at once and the same prompt token by token meet different kerne
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import OutOfResources, Refused
 from runtime_tests.ggml import structs
 from runtime_tests.ggml.library import Library
+from runtime_tests.ggml.tap import Tap
 
 BATCH = 512  # tokens evaluated at once, at most
 
@@ -27,6 +29,7 @@ class Model:
         self._library, self._c, self._path, self._threads = library, library.c, path, threads
         self._context: int | None = None
         self._capacity = 0
+        self._tap: Tap | None = None
         no_devices = (ctypes.c_void_p * 1)()  # a list that ends at once: no GPU even where one is built in
         params = self._c.llama_model_default_params()
         params.devices = ctypes.addressof(no_devices)
@@ -41,18 +44,14 @@ class Model:
         self._size: int = self._c.llama_vocab_n_tokens(self._vocab)
 
     def close(self) -> None:
-        if self._context:
-            self._c.llama_free(self._context)
+        self._close_context()
         self._c.llama_model_free(self._model)
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         """Logits after each token: float32 [len(tokens), vocab]."""
         self._start(len(tokens))
         logits = np.empty((len(tokens), self._size), np.float32)
-        for start in range(0, len(tokens), BATCH):
-            rows = logits[start : start + BATCH]
-            self._evaluate(tokens[start : start + BATCH], every=True)
-            rows[:] = np.ctypeslib.as_array(self._c.llama_get_logits(self._context), rows.shape)
+        self._fill(tokens, logits)
         return logits
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
@@ -64,6 +63,29 @@ class Model:
         for prompt in prompts:
             self._start(longest)
             yield list(self._continuation(prompt, max_new_tokens))
+
+    def replay(self, tokens: Sequence[int], more: int) -> Floats:
+        """Logits after each token of a prompt, and after each of ``more`` that follow it by greed, one at a time.
+
+        float32 [len(tokens) + more, vocab]. The lowest of equally likely tokens is taken; an end token ends nothing.
+        """
+        self._start(len(tokens) + more)
+        logits = np.empty((len(tokens) + more, self._size), np.float32)
+        self._fill(tokens, logits[: len(tokens)])
+        for at in range(len(tokens), len(logits)):
+            self._fill([int(logits[at - 1].argmax())], logits[at : at + 1])
+        return logits
+
+    @contextmanager
+    def tapped(self, tap: Tap) -> Iterator[None]:
+        """Show ``tap`` what runs inside the block."""
+        self._close_context()
+        self._tap = tap
+        try:
+            yield
+        finally:
+            self._tap = None
+            self._close_context()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, with the special tokens that the file asks for; markup is plain text."""
@@ -98,6 +120,13 @@ class Model:
             yield token
             tokens = [token]
 
+    def _fill(self, tokens: Sequence[int], logits: Floats) -> None:
+        """Append ``tokens`` to the sequence and write the logits after each to ``logits`` [len(tokens), vocab]."""
+        for start in range(0, len(tokens), BATCH):
+            rows = logits[start : start + BATCH]
+            self._evaluate(tokens[start : start + BATCH], every=True)
+            rows[:] = np.ctypeslib.as_array(self._c.llama_get_logits(self._context), rows.shape)
+
     def _evaluate(self, tokens: Sequence[int], every: bool) -> None:
         """Append ``tokens`` to the sequence; logits after every one of them, or after the last."""
         batch = structs.Batch(n_tokens=len(tokens), token=self._ids(tokens))
@@ -105,6 +134,8 @@ class Model:
             batch.logits = (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
         self._library.log.clear()
         status = self._c.llama_decode(self._context, batch)
+        if self._tap:
+            self._tap.reraise()
         if status:
             raise Refused(
                 f"{self._path}: llama.cpp stopped with status {status}: {self._library.log.message()}",
@@ -125,10 +156,13 @@ class Model:
             self._open_context(-(-length // 256) * 256)
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
 
-    def _open_context(self, capacity: int) -> None:
+    def _close_context(self) -> None:
         if self._context:
             self._c.llama_free(self._context)
-            self._context, self._capacity = None, 0
+        self._context, self._capacity = None, 0
+
+    def _open_context(self, capacity: int) -> None:
+        self._close_context()
         params = self._c.llama_context_default_params()
         params.n_ctx = capacity
         params.n_batch = params.n_ubatch = BATCH
@@ -137,6 +171,8 @@ class Model:
         params.flash_attn_type = structs.FLASH_ATTENTION_OFF
         params.type_k = params.type_v = structs.TYPE_F32
         params.offload_kqv = params.op_offload = False
+        if self._tap:
+            params.cb_eval = ctypes.cast(self._tap.callback, ctypes.c_void_p)
         self._library.log.clear()
         self._context = self._c.llama_init_from_model(self._model, params)
         if not self._context:

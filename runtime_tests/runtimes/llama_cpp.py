@@ -5,7 +5,7 @@ its default, which rearranges the matrices it can while loading; ``plain`` keeps
 Both round activations to 8 bits per block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,15 @@ import numpy as np
 from edgeqaf.digest import Floats
 from edgeqaf.errors import RuntimeAbsent
 from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
+from edgeqaf.qtensor import QTensor
+from edgeqaf.replay import Product
+from runtime_tests.ggml.again import Again
 from runtime_tests.ggml.file import GgufFile
 from runtime_tests.ggml.library import Library, load
 from runtime_tests.ggml.matmul import Cpu, Matrix
 from runtime_tests.ggml.model import Model
 from runtime_tests.ggml.quantize import quantize
+from runtime_tests.ggml.tap import Tap
 
 REPACK = "repack"
 
@@ -47,7 +51,7 @@ class LlamaCpp:
         self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions
     ) -> Iterator["LlamaCppSession"]:
         with ExitStack() as resources:
-            yield LlamaCppSession(load(options.llama_lib), artifact.path, configuration, options.threads, resources)
+            yield LlamaCppSession(load(options.llama_lib), artifact, configuration, options.threads, resources)
 
     def quantize(
         self, source: Path, target: Path, kind: str, options: RuntimeOptions, *, pure: bool, imatrix: Path | None
@@ -57,18 +61,18 @@ class LlamaCpp:
 
 
 class LlamaCppSession:
-    """One GGUF model in llama.cpp; see `edgeqaf.protocols.Session`.
+    """One GGUF model in llama.cpp; see `edgeqaf.protocols.Session` and `edgeqaf.replay.Replays`.
 
     Opening parses the file. The whole model is loaded at the first question that needs it, so that
     asking for single matrices takes the memory of one matrix.
     """
 
     def __init__(
-        self, library: Library, path: Path, configuration: Configuration, threads: int, resources: ExitStack
+        self, library: Library, artifact: Artifact, configuration: Configuration, threads: int, resources: ExitStack
     ) -> None:
-        self._library, self._path, self._threads, self._resources = library, path, threads, resources
+        self._library, self._artifact, self._threads, self._resources = library, artifact, threads, resources
         self._repack = configuration.name == REPACK
-        self._file = GgufFile(library, path)
+        self._file = GgufFile(library, artifact.path)
         resources.callback(self._file.close)
         self._cpu = Cpu(library, threads)
         resources.callback(self._cpu.close)
@@ -96,9 +100,22 @@ class LlamaCppSession:
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
         return self._model.generate(prompts, max_new_tokens)
 
+    def replay(
+        self, tokens: Sequence[int], more: int, expected: Mapping[str, QTensor], see: Callable[[Product], None] | None
+    ) -> Floats:
+        """Raises RuntimeAbsent for a library whose tensors this binding does not understand."""
+        if see is None:
+            return self._model.replay(tokens, more)
+        with self._model.tapped(Tap(self._library, lambda seen: see(self._again.product(seen, expected)))):
+            return self._model.replay(tokens, more)
+
+    @cached_property
+    def _again(self) -> Again:
+        return Again(self._cpu, self._file, self._artifact)
+
     @cached_property
     def _model(self) -> Model:
-        model = Model(self._library, self._path, self._repack, self._threads)
+        model = Model(self._library, self._artifact.path, self._repack, self._threads)
         self._resources.callback(model.close)
         return model
 

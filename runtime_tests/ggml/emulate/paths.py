@@ -1,0 +1,101 @@
+"""Which arithmetic is whose: for each type of ggml, the kernels known here.
+
+A path is a rule of rounding activations and an order of operations. Many kernels share one: integers are exact, so
+AVX2, AVX-512 and VNNI differ in nothing, and a dot product and llamafile's matrix product may add alike.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeqaf.digest import Floats
+from edgeqaf.qtensor import QTensor
+from runtime_tests.ggml.emulate import lanes, pairs, super_blocks, super_lanes
+from runtime_tests.ggml.emulate.activations import Rounded, Rule, rounded
+from runtime_tests.ggml.emulate.lanes import Offsets
+from runtime_tests.ggml.emulate.loops import TILE
+from runtime_tests.ggml.emulate.operands import Operand, operand
+
+Loop = Callable[..., None]
+GROUP = 4  # rows that a repacked matrix kernel takes at once; what is left over goes through the vector kernel
+
+
+@dataclass(frozen=True)
+class Path:
+    """One known arithmetic.
+
+    name: how reports name it: its order, and whose it is.
+    rule: of rounding activations.
+    loop: of all rows, or of whole groups of four.
+    rest: of the rows left over, if they have a loop of their own.
+    """
+
+    name: str
+    rule: Rule
+    loop: Loop
+    rest: Loop | None = None
+
+    def product(self, q: QTensor, x: Floats) -> Floats:
+        """x float32 [m, in] by ``q`` [out, in], to the bits of this kernel: float32 [m, out]."""
+        matrix = operand(q)
+        cut = len(x) if self.rest is None else len(x) // GROUP * GROUP
+        parts = [(loop, rows) for loop, rows in ((self.loop, x[:cut]), (self.rest, x[cut:])) if loop and len(rows)]
+        return np.concatenate([_product(loop, matrix, rounded(rows, self.rule), len(q.codes)) for loop, rows in parts])
+
+
+def _product(loop: Loop, w: Operand, x: Rounded, out: int) -> Floats:
+    y = np.empty((len(w.codes), len(x.codes), TILE), np.float32)
+    sums = x.sixteens if w.levels else x.sums
+    for t, tile in enumerate(y):
+        levels = (level[t] for level in w.levels)
+        loop(x.codes, x.scale, sums, w.codes[t], *levels, w.scale[t], w.zero[t], tile)
+    return np.ascontiguousarray(y.swapaxes(0, 1).reshape(len(x.codes), -1)[:, :out])
+
+
+def _one_level(left: bool) -> tuple[Path, ...]:
+    """Q4_0 and Q8_0. left: plain C's order of a product's factors."""
+    even, away = Rule.HALF_EVEN, Rule.HALF_AWAY
+    return (
+        Path("eight lanes with FMA (AVX2 and later)", even, lanes.kernel(8, fused=True)),
+        Path("a block at a time with FMA (repacked)", even, lanes.kernel(1, fused=True)),
+        Path("pairs of blocks in eight lanes with FMA (AVX with FMA)", even, pairs.kernel(8, True, left)),
+        Path("pairs of blocks in eight lanes (AVX)", even, pairs.kernel(8, False, left)),
+        Path("eight lanes (AVX)", even, lanes.kernel(8, fused=False)),
+        Path("pairs of blocks in sixteen lanes (SSE)", away, pairs.kernel(16, False, left)),
+        Path("a block at a time (plain C)", away, lanes.kernel(1, fused=False, left=left)),
+    )
+
+
+def _with_offsets() -> tuple[Path, ...]:
+    """Q4_1."""
+    apart, within = Offsets.APART, Offsets.WITHIN
+    return (
+        Path("eight lanes with FMA (AVX2 and later)", Rule.HALF_EVEN, lanes.kernel(8, True, apart)),
+        Path("eight lanes (AVX)", Rule.HALF_EVEN, lanes.kernel(8, False, apart)),
+        Path("a block at a time (plain C)", Rule.HALF_AWAY, lanes.kernel(1, False, within)),
+    )
+
+
+def _two_levels(block: int, added: int) -> tuple[Path, ...]:
+    """Q4_K and Q6_K."""
+    paths = {
+        "eight lanes with FMA (AVX2 and later)": (super_lanes.avx(block, added, fused=True),),
+        "a super-block at a time, activations scaled last (tiled)": (super_blocks.kernel(block, 256, tiled=True),),
+        "a quarter of a super-block at a time, left-over rows by whole ones (repacked)": (
+            super_blocks.kernel(block, 64, tiled=False), super_blocks.kernel(block, 256, tiled=False),
+        ),
+        "eight lanes (AVX)": (super_lanes.avx(block, added, fused=False),),
+        "every eighth product in a lane (plain C)": (super_lanes.plain(block),),
+    }  # fmt: skip
+    return tuple(Path(name, Rule.SUPER, *loops) for name, loops in paths.items())
+
+
+PATHS: dict[str, tuple[Path, ...]] = {
+    "q4_0": _one_level(left=True),
+    "q4_1": _with_offsets(),
+    "q8_0": _one_level(left=False),
+    "q4_K": _two_levels(block=32, added=0),
+    "q6_K": _two_levels(block=16, added=32),
+}
+"""ggml's name of a type -> its known paths, those of recent processors first."""
