@@ -14,18 +14,20 @@ from edgeqaf.errors import Refused, RuntimeAbsent
 ROUNDING = ("quantize_x", "dequantize_x")  # what rounds activations in the graph: probes ask what the weights do
 
 
-def linear(model: Any, codes: str, level: str | None = None) -> Any:
+def linear(model: Any, codes: str, level: str | None = None, rounds: bool = False) -> Any:
     """The one-linear model cut from ``model``: all nodes named after the weight, ``[1, m, in] -> [1, m, out]``.
 
     level: the accuracy level of ONNX Runtime's own operator, where the linear is one; None: as it is exported.
+    rounds: with what rounds activations in the graph, if anything does.
     Raises RuntimeAbsent for a matrix that is looked up and never multiplied.
     """
     from onnx import TensorProto, helper
 
     name = codes.removesuffix(".codes")
     found = [_at(node, level) for node in model.graph.node if node.name.startswith(f"{name}/")]
-    rounded = {value: node.input[0] for node in found if node.name.endswith(ROUNDING) for value in node.output[:1]}
-    nodes = [node for node in found if not node.name.endswith(ROUNDING)]
+    passed = () if rounds else ROUNDING
+    rounded = {value: node.input[0] for node in found if node.name.endswith(passed) for value in node.output[:1]}
+    nodes = [node for node in found if not node.name.endswith(passed)]
     for node in nodes if rounded else ():  # x, before it is rounded, under the name of what it is rounded to
         node.input[:] = ["x" if value == f"{name}/x" else value for value in node.input]
     if not nodes and any(node.name.startswith(f"{name}.lookup/") for node in model.graph.node):

@@ -41,7 +41,7 @@ class Elsewhere:
         """Start the place's worker, which ends with the block."""
         place, way = self._ways[configuration]
         with places.find(place, options.places).open() as engine:
-            yield way.session(artifact.path, engine.load, options.threads, unfused=RuntimeAbsent)  # an older version
+            yield way.session(artifact, engine.load, options.threads, unfused=RuntimeAbsent)  # an older version
 
 
 @cache

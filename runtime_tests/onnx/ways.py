@@ -8,12 +8,12 @@ Of the exact profile: "exact off" executes the graph as written, "exact" as ONNX
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from edgeqaf.errors import EdgeqafError, Refused
-from edgeqaf.protocols import Configuration, Form
+from edgeqaf.protocols import Artifact, Configuration, Form
+from runtime_tests.onnx.replaying import ReplayingSession
 from runtime_tests.onnx.session import LEVEL, Load, OnnxSession
 from runtime_tests.onnx.worker import Setting
 
@@ -31,10 +31,18 @@ class Way:
     fused: bool = False
     unproven: tuple[int, ...] = ()
 
-    def session(self, folder: Path, load: Load, threads: int, unfused: type[EdgeqafError] = Refused) -> OnnxSession:
-        """An exported folder, computed in this way by what ``load`` loads; ``unfused`` is raised where it was not."""
+    def session(
+        self, artifact: Artifact, load: Load, threads: int, unfused: type[EdgeqafError] = Refused
+    ) -> OnnxSession:
+        """An exported folder, computed in this way by what ``load`` loads; ``unfused`` is raised where it was not.
+
+        Of the everyday profile linears can be watched; the exact profile's program has but one result as a whole.
+        """
         setting: Setting = {**self.setting, "threads": threads}
-        return OnnxSession(folder, load, setting, unfused if self.fused else None, self.unproven)
+        error = unfused if self.fused else None
+        if self.configuration.program:
+            return OnnxSession(artifact.path, load, setting, error, self.unproven)
+        return ReplayingSession(artifact, load, setting, error, self.unproven, self.configuration.int8_activations)
 
 
 def way(name: str, setting: Setting, *, int8: bool = False, split_zero: bool = False, **more: Any) -> Way:

@@ -30,7 +30,7 @@ class OnnxRuntime:
     @contextmanager
     def open(self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions) -> Iterator[OnnxSession]:
         """Open the folder; the whole model is loaded when `logits` or `generate` first need it."""
-        yield WAYS[configuration].session(artifact.path, worker.load, options.threads)
+        yield WAYS[configuration].session(artifact, worker.load, options.threads)
 
 
 runtime = OnnxRuntime()
