@@ -33,7 +33,8 @@ TYPES = {name: next(g for g, c in CARRIERS.items() if c.layout.name.lower() == n
 ROWS = (1, 2, 4, 7, 8, 33)
 BLOCKS = (1, 2, 7, 8)  # of a row; odd and even, as some kernels take them in pairs
 OUT = (8, 96, TILE + 8)
-FUSED, LANES, REPACKED = "eight lanes with FMA (AVX2 and later)", "eight lanes (AVX)", "repacked"
+KINDS = 4  # of activations
+FUSED, LANES, REPACKED = "eight lanes with FMA (AVX2 and later)", "eight lanes (AVX)", "(repacked)"
 C, SUPER_C = "a block at a time (plain C)", "every eighth product in a lane (plain C)"
 SSE, PAIRS = "pairs of blocks in sixteen lanes (SSE)", "pairs of blocks in eight lanes"
 TILED = "a super-block at a time, activations scaled last (tiled)"
@@ -66,15 +67,18 @@ def stored(q: QTensor) -> FileTensor:
 
 
 def activations(rows: int, inputs: int) -> Iterator[np.ndarray]:
-    """Normal ones, with blocks of zeros; exact halves of an 8-bit step; and a row whose largest is negative."""
+    """`KINDS`: normal ones, with blocks of zeros; none positive; exact halves of an 8-bit step; and about halves."""
     rng = np.random.default_rng([rows, inputs])
     size = np.exp(rng.normal(0, 1, (rows, inputs // 32))).astype("f4").repeat(32, 1)
     normal = rng.normal(0, 1, (rows, inputs)).astype("f4") * size
     yield normal * (rng.integers(0, 4, (rows, inputs // 32)) > 0).astype("f4").repeat(32, 1)
+    yield -np.abs(normal)
     halves = rng.integers(-126, 126, (rows, inputs)).astype("f4") + np.float32(0.5)
     halves[:, ::32] = 127 * np.exp2(rng.integers(-3, 4, (rows, 1)).astype("f4"))
     yield halves * np.exp2(rng.integers(-9, 1, (rows, inputs // 32)).astype("f4")).repeat(32, 1)
-    yield -np.abs(normal)
+    about = (rng.integers(-126, 126, (rows, inputs)).astype("f4") + np.float32(0.5)) * (size / np.float32(127))
+    about[:, ::32] = size[:, ::32]
+    yield about
 
 
 def battery(library: Path | None) -> Iterator[tuple[str, bool, int, int, str]]:
@@ -104,7 +108,7 @@ def battery(library: Path | None) -> Iterator[tuple[str, bool, int, int, str]]:
 
 def documented(variant: str, name: str, repack: bool, rows: int) -> str:
     if repack:
-        return next(path.name for path in PATHS[name] if REPACKED in path.name)
+        return next(path.name for path in PATHS[name] if path.name.endswith(REPACKED))
     if name.endswith("_K") and variant == "xllamacpp" and rows >= 8:
         return TILED
     q4_0, q8_0, q4_1, supers = OLD.get(variant, ((FUSED, FUSED), (FUSED, FUSED), FUSED, FUSED))
@@ -114,7 +118,7 @@ def documented(variant: str, name: str, repack: bool, rows: int) -> str:
 def check_battery(found: list[tuple[str, bool, int, int, str]]) -> None:
     assert {(name, rows) for name, repack, rows, _, _ in found if not repack} == {(n, r) for n in TYPES for r in ROWS}
     assert [case for case in found if case[-1] not in {path.name for path in PATHS[case[0]]}] == []
-    assert {outputs / rows for _, _, rows, outputs, _ in found} == {3 * sum(OUT) * len(BLOCKS)}
+    assert {outputs / rows for _, _, rows, outputs, _ in found} == {KINDS * sum(OUT) * len(BLOCKS)}
 
 
 def test_one_path_has_every_bit() -> None:
@@ -164,7 +168,7 @@ def test_one_path_has_every_bit_of_another_cpu(variant: str, libllama: Path, tmp
 def test_paths_differ(name: str) -> None:
     """No two are one and the same, so that a name says something."""
     q = matrix_of(TYPES[name], 96, 8)
-    x = np.concatenate(list(activations(8, q.shape[1])))
+    x = np.concatenate([*activations(8, q.shape[1]), *activations(1, q.shape[1])])[:-1]  # no number of fours
     made = [path.product(q, x).tobytes() for path in PATHS[name]]
     assert len(set(made)) == len(made)
     assert len({path.name for path in PATHS[name]}) == len(made)

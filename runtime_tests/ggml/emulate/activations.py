@@ -7,6 +7,7 @@ rule       integers                             where
 ========== ==================================== ===========================
 ``HALF_AWAY`` ``x * (1 / d)``, halves away from 0 plain C (ggml-quants.c)
 ``HALF_EVEN`` ``x * (127 / amax)``, to even       AVX and later
+``NEON``      ``x * (1 / d)``, to even            ARM
 ========== ==================================== ===========================
 
 A block of 256 (Q8_K) has one rule everywhere: ``x * (-127 / max)`` to even, ``max`` the first largest, sign and all;
@@ -30,6 +31,7 @@ class Rule(Enum):
 
     HALF_AWAY = "halves away from zero"
     HALF_EVEN = "halves to even"
+    NEON = "halves to even, by the reciprocal of the scale"
     SUPER = "blocks of 256"
 
 
@@ -63,10 +65,10 @@ def _blocks(x: Floats, rule: Rule) -> Rounded:
     blocks = x.reshape(len(x), -1, BLOCK)
     largest = np.abs(blocks).max(-1)
     scale = largest / MOST
-    if rule is Rule.HALF_EVEN:
-        integers = np.rint(blocks * _quotient(MOST, largest)[..., None])
-    else:
-        value = blocks * _quotient(np.float32(1), scale)[..., None]
+    factor = _quotient(MOST, largest) if rule is Rule.HALF_EVEN else _quotient(np.float32(1), scale)
+    value = blocks * factor[..., None]
+    integers = np.rint(value)
+    if rule is Rule.HALF_AWAY:
         whole = np.trunc(value)
         integers = whole + np.where(np.abs(value - whole) >= 0.5, np.sign(value), np.float32(0))
     sums = _half(scale * integers.sum(-1, dtype=np.float32))  # of integers: exact

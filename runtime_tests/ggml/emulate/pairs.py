@@ -1,8 +1,8 @@
-"""Types of one level before AVX2: blocks in pairs, each block of a pair with lanes of its own.
+"""Types of one level before AVX2, and on ARM: the groups of a block's products share lanes.
 
-A block's 32 products are eight groups of four neighbours. AVX adds group g and group g + 4 in one lane, SSE keeps the
-two apart, so it has sixteen lanes to AVX's eight. A last block without a partner is multiplied and added to the
-finished sum, as plain C does it.
+A block's 32 products are eight groups of four neighbours. AVX and NEON add group g and group g + 4 in one lane, SSE
+keeps the two apart. Dot products take blocks in pairs, each block of a pair with lanes of its own; a last block without
+a partner is multiplied and added to the finished sum, as plain C does it. NEON's matrix product takes block by block.
 """
 
 # mypy: disallow-untyped-defs=False, allow-untyped-calls
@@ -20,15 +20,18 @@ GROUP = 4  # products in a lane
 
 
 @cache
-def kernel(lanes: int, fused: bool, left: bool) -> Callable[..., None]:
+def kernel(
+    lanes: int, fused: bool, left: bool, neighbours: bool = False, alternate: bool = True
+) -> Callable[..., None]:
     """The loop; its arguments and options are those of `lanes.kernel`, ``left`` of a last block without a partner.
 
-    lanes: 8, added in a tree of halves (AVX), or 16, added in a tree of neighbours (SSE).
+    lanes:      of both blocks together: 8, or with the groups apart 16.
+    neighbours: the lanes are added in a tree of neighbours (SSE, NEON), else of halves (AVX).
+    alternate:  the blocks of a pair have lanes of their own; else all blocks have the same ones, and none is alone.
     """
-    each = lanes // 2
+    each, bits = lanes // 2 if alternate else lanes, lanes.bit_length() - 1
     # The tree of halves adds neighbours where the lanes stand with their numbers' bits reversed.
-    at = [int(f"{lane:04b}"[::-1], 2) for lane in range(lanes)] if lanes == 16 else range(lanes)
-    place = np.array(at)
+    place = np.array([int(f"{lane:0{bits}b}"[::-1], 2) if neighbours else lane for lane in range(lanes)])
 
     @compiled
     def run(x, dx, sx, w, dw, mw, y):
@@ -36,16 +39,16 @@ def kernel(lanes: int, fused: bool, left: bool) -> Callable[..., None]:
         held, blocks = np.empty((lanes, TILE), np.float32), dx.shape[1]
         for i in range(len(x)):
             held[:] = 0
-            for b in range(blocks // 2 * 2):
+            for b in range(blocks // 2 * 2 if alternate else blocks):
                 for r in range(TILE):
                     scale[r] = dx[i, b] * dw[b, r]
                 for lane in range(each):
                     total[:] = 0
                     for first in range(b * BLOCK + lane * GROUP, (b + 1) * BLOCK, each * GROUP):
                         dot(total, x[i], w, first, first + GROUP, 1)
-                    add(held[place[b % 2 * each + lane]], total, scale, fused)
+                    add(held[place[b % 2 * each + lane if alternate else lane]], total, scale, fused)
             halve(held)
-            if blocks % 2:
+            if blocks % 2 and alternate:
                 b = blocks - 1
                 d, own = dx[i, b], dw[b]
                 total[:] = 0

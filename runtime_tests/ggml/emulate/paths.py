@@ -16,6 +16,7 @@ from runtime_tests.ggml.emulate.activations import Rounded, Rule, rounded
 from runtime_tests.ggml.emulate.lanes import Offsets
 from runtime_tests.ggml.emulate.loops import TILE
 from runtime_tests.ggml.emulate.operands import Operand, operand
+from runtime_tests.ggml.emulate.super_blocks import Minima
 
 Loop = Callable[..., None]
 GROUP = 4  # rows that a repacked matrix kernel takes at once; what is left over goes through the vector kernel
@@ -55,15 +56,22 @@ def _product(loop: Loop, w: Operand, x: Rounded, out: int) -> Floats:
 
 def _one_level(left: bool) -> tuple[Path, ...]:
     """Q4_0 and Q8_0. left: plain C's order of a product's factors."""
-    even, away = Rule.HALF_EVEN, Rule.HALF_AWAY
+    even, away, neon = Rule.HALF_EVEN, Rule.HALF_AWAY, Rule.NEON
     return (
         Path("eight lanes with FMA (AVX2 and later)", even, lanes.kernel(8, fused=True)),
         Path("a block at a time with FMA (repacked)", even, lanes.kernel(1, fused=True)),
-        Path("pairs of blocks in eight lanes with FMA (AVX with FMA)", even, pairs.kernel(8, True, left)),
+        Path(
+            "pairs of blocks in eight lanes with FMA (AVX with FMA)",
+            even,
+            pairs.kernel(8, True, left),
+        ),
         Path("pairs of blocks in eight lanes (AVX)", even, pairs.kernel(8, False, left)),
         Path("eight lanes (AVX)", even, lanes.kernel(8, fused=False)),
-        Path("pairs of blocks in sixteen lanes (SSE)", away, pairs.kernel(16, False, left)),
+        Path("pairs of blocks in sixteen lanes (SSE)", away, pairs.kernel(16, False, left, neighbours=True)),
         Path("a block at a time (plain C)", away, lanes.kernel(1, fused=False, left=left)),
+        Path("a block at a time with FMA (ARM, repacked)", neon, lanes.kernel(1, fused=True)),
+        Path("four lanes with FMA (NEON)", neon, pairs.kernel(4, True, left, neighbours=True, alternate=False)),
+        Path("pairs of blocks in eight lanes with FMA (NEON)", neon, pairs.kernel(8, True, left, neighbours=True)),
     )
 
 
@@ -77,25 +85,48 @@ def _with_offsets() -> tuple[Path, ...]:
     )
 
 
-def _two_levels(block: int, added: int) -> tuple[Path, ...]:
-    """Q4_K and Q6_K."""
-    paths = {
+def _two_levels(block: int, added: int) -> dict[str, tuple[Loop, ...]]:
+    """What Q4_K and Q6_K have in common."""
+    return {
         "eight lanes with FMA (AVX2 and later)": (super_lanes.avx(block, added, fused=True),),
-        "a super-block at a time, activations scaled last (tiled)": (super_blocks.kernel(block, 256, tiled=True),),
-        "a quarter of a super-block at a time, left-over rows by whole ones (repacked)": (
-            super_blocks.kernel(block, 64, tiled=False), super_blocks.kernel(block, 256, tiled=False),
-        ),
+        "a super-block at a time, activations scaled last (tiled)": (super_blocks.tiled(block),),
         "eight lanes (AVX)": (super_lanes.avx(block, added, fused=False),),
         "every eighth product in a lane (plain C)": (super_lanes.plain(block),),
+    }
+
+
+def _q4_k() -> tuple[Path, ...]:
+    whole, quarter = super_blocks.kernel(32, 256), super_blocks.kernel(32, 64)
+    first, eighth = super_blocks.kernel(32, 256, Minima.BEFORE), super_blocks.kernel(32, 32, Minima.AFTER)
+    own = {
+        "a quarter of a super-block at a time, left-over rows by whole ones (repacked)": (quarter, whole),
+        "a super-block at a time, minima first (NEON)": (first,),
+        "a quarter of a super-block at a time, minima last (ARM with dotprod, repacked)": (
+            super_blocks.kernel(32, 64, Minima.AFTER),
+        ),
+        "a super-block at a time, minima first, left-over rows by eighths, minima last (ARM with i8mm, repacked)": (
+            first, eighth,
+        ),
     }  # fmt: skip
-    return tuple(Path(name, Rule.SUPER, *loops) for name, loops in paths.items())
+    return tuple(Path(name, Rule.SUPER, *loops) for name, loops in (_two_levels(32, 0) | own).items())
+
+
+def _q6_k() -> tuple[Path, ...]:
+    whole = super_blocks.kernel(16, 256)
+    own = {
+        "a super-block at a time with FMA (NEON)": (whole,),
+        "a super-block at a time with FMA, left-over rows without (ARM, repacked)": (
+            whole, super_blocks.kernel(16, 256, fused=False),
+        ),
+    }  # fmt: skip
+    return tuple(Path(name, Rule.SUPER, *loops) for name, loops in (_two_levels(16, 32) | own).items())
 
 
 PATHS: dict[str, tuple[Path, ...]] = {
     "q4_0": _one_level(left=True),
     "q4_1": _with_offsets(),
     "q8_0": _one_level(left=False),
-    "q4_K": _two_levels(block=32, added=0),
-    "q6_K": _two_levels(block=16, added=32),
+    "q4_K": _q4_k(),
+    "q6_K": _q6_k(),
 }
 """ggml's name of a type -> its known paths, those of recent processors first."""
