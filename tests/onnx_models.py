@@ -16,6 +16,14 @@ from edgeqaf.qtensor import QTensor
 from exporters.onnx import exporter
 
 GRIDS = [name for name in plugins.names("grids") if exporter.refuses(plugins.find("grids", name)) is None]
+# (grid, form, activations), but codes of 8 bits with activations of 8 bits in the form qdq: refused
+WAYS = [
+    (grid, form, activations)
+    for grid in GRIDS
+    for form in ("qdq", "matmulnbits")
+    for activations in ("float", "int8")
+    if not (plugins.find("grids", grid).bits == 8 and (form, activations) == ("qdq", "int8"))
+]
 # Two layers, grouped heads, and down_proj rows (80) that no block divides, so they stay float.
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2,

@@ -106,8 +106,18 @@ def _kept(model: QModel) -> dict[str, Kind]:
                 "other weights when it fuses it",
                 "export it with --form matmulnbits, or choose another grid",
             )
+        if grid is not None and _fails(grid, model.asked.onnx):
+            raise Refused(
+                f"{name}: {grid.name} with activations in int8: ONNX Runtime makes one operator of both, which fails",
+                "export it with --form matmulnbits, or leave --activations out",
+            )
         kept[name] = (shape, grid)
     return kept
+
+
+def _fails(grid: Grid, asked: OnnxOptions) -> bool:
+    """Whether ONNX Runtime fuses what it then cannot run (`runtime_tests.pitfalls`: 8-bit-activations)."""
+    return (asked.profile, asked.form, asked.activations) == ("everyday", "qdq", "int8") and grid.bits == 8
 
 
 def _require_sound(asked: OnnxOptions) -> None:

@@ -30,6 +30,25 @@ def pair(
     return model([x], y, nodes, tensors, opset, version)
 
 
+def rounded() -> bytes:
+    """Activations rounded to 8 bits by the graph, times codes of 8 bits in blocks of 32."""
+    rng, blocks = np.random.default_rng(0), INPUTS // 32
+    scale = rng.uniform(0.005, 0.015, (blocks, OUT)).astype(np.float32)
+    tensors = [
+        helper.make_tensor("codes", TensorProto.INT8, [INPUTS, OUT], rng.bytes(INPUTS * OUT), raw=True),
+        helper.make_tensor("scale", TensorProto.FLOAT, [blocks, OUT], scale.tobytes(), raw=True),
+        helper.make_tensor("zero", TensorProto.INT8, [blocks, OUT], bytes(blocks * OUT), raw=True),
+    ]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["w"], axis=0, block_size=32),
+        helper.make_node("MatMul", ["rounded", "w"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["m", size]) for n, size in (("x", INPUTS), ("y", OUT)))
+    return model([x], y, nodes, tensors, 21, 10)
+
+
 def kernel(level: int, constant: bool) -> tuple[bytes, dict[str, np.ndarray]]:
     """MatMulNBits itself, and what it is fed besides x."""
     rng, blocks = np.random.default_rng(0), INPUTS // 32

@@ -17,6 +17,7 @@ from onnx_artifacts import (
     extreme,
     quantized,
 )
+from onnx_models import WAYS
 
 from edgeqaf.checkpoint import QModel
 from edgeqaf.errors import RuntimeAbsent
@@ -66,12 +67,12 @@ def test_extreme_parameters_are_exact_too(
         assert_every_weight_comes_out(session, stored, configuration.int8_activations)
 
 
-EVERY = [("qdq", "int8"), ("matmulnbits", "float"), ("matmulnbits", "int8")]
 SOME = [name for name in ("q4_0", "q4_1", "q8_0", "q3_0", "q2_0", "uint4", "uint2") if name in GRIDS]
 
 
-@pytest.mark.parametrize("grid", SOME)
-@pytest.mark.parametrize(("form", "activations"), EVERY)
+@pytest.mark.parametrize(
+    ("grid", "form", "activations"), [way for way in WAYS if way[0] in SOME and way[1:] != ("qdq", "float")]
+)
 def test_every_form_decodes_and_multiplies_exactly(
     form: str, activations: str, grid: str, configuration: Configuration, tiny_float_model: Path, tmp_path: Path
 ):

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import GRIDS, tiny
-from pitfall_graphs import INPUTS, gather, kernel, model, moved, pair
+from onnx_models import WAYS, tiny
+from pitfall_graphs import INPUTS, gather, kernel, model, moved, pair, rounded
 
 from edgeqaf import plugins
 from edgeqaf.errors import Refused, RuntimeAbsent
@@ -72,6 +72,15 @@ def eight_bits_unfused(at):
     for name, fused in (("1.24", False), ("here", True), ("1.32", True)):
         engine = at(name)
         assert (error(run(engine, graph, {}), run(engine, graph, OFF)) > 1e-3) == fused
+
+
+def eight_bit_activations(at):
+    for name in ("1.24", "here", "1.32"):
+        engine = at(name)
+        assert np.array_equal(run(engine, rounded(), OFF), run(engine, rounded(), {"level": "basic"}))
+        for level in ("extended", "all"):
+            with pytest.raises(Refused, match="while running DynamicQuantizeMatMul node"):
+                run(engine, rounded(), {"level": level})
 
 
 def eight_bits_on_dot_products(at):
@@ -192,7 +201,7 @@ def gather_first_run(at):
 
 SHOWN = {
     "default-level-4": default_level_4, "level-4-in-float32": level_4_in_float32, "8-bit-unfused": eight_bits_unfused,
-    "8-bit-on-dot-products": eight_bits_on_dot_products,
+    "8-bit-on-dot-products": eight_bits_on_dot_products, "8-bit-activations": eight_bit_activations,
     "block-512-zeros": block_512_zeros, "block-512-refused": block_512_refused,
     "scales-not-constant": scales_not_constant, "float16-extended": float16_extended, "opset-27": opset_27,
     "int8-moved": int8_moved, "gather-first-run": gather_first_run,
@@ -235,9 +244,7 @@ def test_a_run_is_told_of_what_concerns_it_and_of_nothing_else():
     assert names("torch_cpu", "2.13.0", "float32", "q8_0") == names("llama_cpp", "", "plain", "q8_0") == set()
 
 
-@pytest.mark.parametrize("activations", ["float", "int8"])
-@pytest.mark.parametrize("form", ["qdq", "matmulnbits"])
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("grid", "form", "activations"), WAYS)
 def test_no_artifact_dequantizes_without_a_zero_point(grid: str, form: str, activations: str, tmp_path: Path):
     """`int8-moved` and the entries of GatherBlockQuantized concern none."""
     exporter.export(tiny(tmp_path, grid, "untied", form=form, activations=activations), tmp_path / "onnx")
