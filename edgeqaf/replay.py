@@ -19,7 +19,7 @@ class Product:
     path:     the arithmetic of its kernel, in words.
     found:    what the runtime computed.
     expected: that arithmetic on the same activations; where it is unknown, the exact product, rounded.
-    slack:    None; where it is unknown, how far from that any kernel may be that rounds activations to 8 bits.
+    slack:    None; where it is unknown, how far from that a kernel of its kind may be, whatever order it adds in.
     """
 
     name: str
