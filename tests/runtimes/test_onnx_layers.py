@@ -124,7 +124,7 @@ def test_an_unknown_path_is_named_and_held_to_the_envelope(
     found = third_rung(artifact, configuration)
     _, _, q = next(artifact.quantized())
     assert found.verdict is Verdict.BOUNDED
-    assert f"{q.grid.name} [64, 96], 8 rows: unknown path, {2 * 8 * 64:,} held to the envelope" in found.detail
+    assert f"{q.grid.name} [64, 96], 8 rows: unknown path, {2 * 8 * 64:,} held to an envelope" in found.detail
 
 
 def test_an_unknown_path_does_not_hide_what_is_far_off(
