@@ -16,7 +16,7 @@ import numpy as np
 from edgeqaf import plugins, witness
 from edgeqaf.child import stream
 from edgeqaf.digest import Floats
-from edgeqaf.errors import EdgeqafError, RuntimeAbsent
+from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fitting
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits
@@ -96,13 +96,23 @@ def climb(job: Job) -> Outcome:
     runtime: Runtime = plugins.find("runtimes", job.runtime)
     version = runtime.availability(job.options).version or ""
     with runtime.open(job.artifact, job.configuration, job.options) as session:
-        checks = [_weights(job, session, version), _kernels(job, session), *layers.check(job, session)]
-        made = [session.logits(ids) for ids in job.tokens]
-        if job.bits:
-            checks.append(logits.same_bits(job, session, made))
-        elif job.reference:
-            checks.append(logits.bounded(job, session, made))
-        observed = observe(job, session, made) if job.observed else None
+        checks = [_weights(job, session, version), _kernels(job, session)]
+        try:
+            whole = _whole(job, session)
+        except Refused as error:  # single matrices run, the model does not
+            return Outcome([*checks, Check("R4", subject(job), Verdict.REFUSED, detail=str(error))], [])
+    return replace(whole, checks=[*checks, *whole.checks])
+
+
+def _whole(job: Job, session: Session) -> Outcome:
+    """R3 and R4, of the whole model."""
+    checks = [*layers.check(job, session)]
+    made = [session.logits(ids) for ids in job.tokens]
+    if job.bits:
+        checks.append(logits.same_bits(job, session, made))
+    elif job.reference:
+        checks.append(logits.bounded(job, session, made))
+    observed = observe(job, session, made) if job.observed else None
     key = witness.key() if job.runtime == REFERENCE else {}
     return Outcome(checks, made, witness.digest(made), key, observed)
 

@@ -70,7 +70,6 @@ class _Watch:
         """The paths that were met."""
         known = [f"{path}: {count:,}" for path, count in sorted(self.known.items())]
         unknown = [
-            f"{path}: unknown path, {count:,} held to an envelope only"
-            for path, count in sorted(self.unknown.items())
+            f"{path}: unknown path, {count:,} held to an envelope only" for path, count in sorted(self.unknown.items())
         ]
         return "; ".join([*known, *unknown])

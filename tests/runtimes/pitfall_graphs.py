@@ -66,6 +66,13 @@ def kernel(level: int, constant: bool) -> tuple[bytes, dict[str, np.ndarray]]:
     return model(read, made, [node], tensors, 21, 10), {} if constant else {"scale": scale}
 
 
+def attention() -> bytes:
+    """ONNX's own operator, of three tokens in two heads."""
+    read = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 2, 3, 8]) for n in "qkv"]
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 3, 8])
+    return model(read, made, [helper.make_node("Attention", list("qkv"), ["y"])], [], 23, 11)
+
+
 def model(read: list[Any], made: Any, nodes: list[Any], tensors: list[Any], opset: int, version: int) -> bytes:
     graph = helper.make_graph(nodes, "g", read, [made], tensors)
     domains = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from edgeqaf.checkpoint import QModel
 from edgeqaf.protocols import Artifact, Configuration, Session
 from edgeqaf.qtensor import QTensor
 from edgeqaf.report import compare_bits
+from runtime_tests import ladder
 
 available = RUNTIME.availability(OPTIONS)
 pytestmark = pytest.mark.skipif(available.version is None, reason=available.reason)
@@ -208,3 +210,19 @@ def test_both_forms_give_the_same_logits(tmp_path: Path):
         with RUNTIME.open(artifact, EVERYDAY[1], OPTIONS) as session:
             logits.append(session.logits(session.encode(PROMPTS[0])))
     assert compare_bits(*logits).sum() == 0
+
+
+def test_a_model_that_does_not_load_keeps_what_its_matrices_showed(tiny_float_model: Path, tmp_path: Path):
+    """An operator that this runtime lacks, as OpenVINO lacks Attention: R1 and R2 are climbed, R4 is refused."""
+    import onnx
+
+    artifact = exported(quantized(tiny_float_model, "q4_0"), tmp_path / "onnx")
+    model = onnx.load(artifact.path / "model.onnx", load_external_data=False)
+    model.graph.node.append(onnx.helper.make_node("Unheard", ["logits"], ["more"], domain="elsewhere"))
+    (artifact.path / "model.onnx").write_bytes(model.SerializeToString())
+    expected = {name: q for name, _, q in artifact.quantized()}
+    job = next(iter(ladder.jobs(artifact, expected, ["onnxruntime"], OPTIONS)))
+    found = ladder.climb(replace(job, tokens=[[1, 5, 9]], texts=("a",)))
+    assert [(c.rung, c.verdict.value) for c in found.checks] == [("R1", "exact"), ("R2", "exact"), ("R4", "refused")]
+    assert "ONNX Runtime does not load" in found.checks[-1].detail
+    assert found.logits == []

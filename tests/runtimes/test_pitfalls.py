@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnx_models import WAYS, tiny
-from pitfall_graphs import INPUTS, gather, kernel, model, moved, pair, rounded
+from pitfall_graphs import INPUTS, attention, gather, kernel, model, moved, pair, rounded
 
 from edgeqaf import plugins
 from edgeqaf.errors import Refused, RuntimeAbsent
@@ -153,6 +153,12 @@ def openvino_divides(at):
     assert not np.array_equal(run(at("openvino-float32"), graph, {}, d=divisor), given / divisor)
 
 
+def openvino_attention(at):
+    assert at("here").load(attention(), {}).run(dict.fromkeys("qkv", np.ones((1, 2, 3, 8), np.float32)))["y"].all()
+    with pytest.raises(Refused, match="OpenVINO"):
+        at("openvino-float32").load(attention(), {})
+
+
 def openvino_contracts(at):
     """x * d + x, rounded twice or once; and (x + 3072) - 3072, which is x on a grid, or x."""
     read = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [5, INPUTS]) for n in ("x", "d")]
@@ -206,7 +212,7 @@ SHOWN = {
     "scales-not-constant": scales_not_constant, "float16-extended": float16_extended, "opset-27": opset_27,
     "int8-moved": int8_moved, "gather-first-run": gather_first_run,
     "openvino-rounds": openvino_rounds, "openvino-contracts": openvino_contracts,
-    "openvino-divides": openvino_divides,
+    "openvino-attention": openvino_attention, "openvino-divides": openvino_divides,
 }  # fmt: skip
 
 
@@ -234,7 +240,10 @@ def test_a_run_is_told_of_what_concerns_it_and_of_nothing_else():
     assert names("onnxruntime_arm", "1.31.1", "cortex-a72 fused level 4", "q4_0") == {"level-4-in-float32"}
     assert "8-bit-unfused" in names("onnxruntime_1_24", "1.24.4", "fused level 1", "q8_0")
     assert "avx2-one-row" in names("onnxruntime_1_24", "1.24.4", "fused level 4", "uint4")
-    assert names("onnxruntime_openvino", "1.24.1", "openvino-float32 whole", "q4_0") == {"openvino-divides"}
+    assert names("onnxruntime_openvino", "1.24.1", "openvino-float32 whole", "q4_0") == {
+        "openvino-divides",
+        "openvino-attention",
+    }
     assert (
         names("onnxruntime_1_24", "1.24.4", "exact", "q8_0") == names("onnxruntime", "1.29.0", "exact", "q4_0") == set()
     )
