@@ -65,7 +65,7 @@ def prepare(model: QModel, kinds: Mapping[str, Kind]) -> Prepared:
         FORM: asdict(asked),
         SHAPES: {name: shape for name, (shape, _) in sorted(kinds.items())},
     }
-    file = assembled(program, nodes, initializers, versions(grids.values(), asked), entries)
+    file = assembled(program, nodes, initializers, versions(grids.values(), asked), entries, shapes=True)
     return Prepared(traced, file, data)
 
 
