@@ -3,9 +3,11 @@
     edgeqaf quantize ../shared/models/storyteller-6m -o base
     python benchmarks/onnx_exact.py base --text ../shared/data/tinystories_sample.txt
     python benchmarks/onnx_exact.py --shape 125m
+    python benchmarks/onnx_exact.py --shape deep --load
 
 With --text, the first 60,000 characters in windows of 256 tokens. With --shape, a random Llama: tokens a second of a
-prompt of 64 and of single tokens after it, the programs in turn, the best and the median of the rounds.
+prompt of 64 and of single tokens after it, the programs in turn, the best and the median of the rounds. With --load,
+the seconds that a session takes to open, as it comes and without ONNX Runtime's planning which values share memory.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import synthetic
 from onnx_levels import WINDOW, log_softmax, run, session
 
@@ -80,6 +83,18 @@ def speeds(found: dict[str, Any], vocabulary: int, rounds: int) -> None:
         )
 
 
+def loading(model: QModel, place: Path) -> None:
+    asked = {"everyday": OnnxOptions(), "exact": OnnxOptions("exact", activations="int16")}
+    for name, options in asked.items():
+        path = exporter.export(replace(model, asked=ExportOptions(onnx=options)), place / name) / "model.onnx"
+        for reuse in (True, False):
+            settings = ort.SessionOptions()
+            settings.enable_mem_reuse, settings.log_severity_level = reuse, 3
+            start = time.perf_counter()
+            ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+            print(f"{name:10} enable_mem_reuse={reuse!s:5} {time.perf_counter() - start:6.2f} s", flush=True)
+
+
 def floats(tensor: Tensor) -> Tensor:
     return decode(tensor) if isinstance(tensor, QTensor) else tensor
 
@@ -97,6 +112,7 @@ def main() -> None:
     parser.add_argument("base", type=Path, nargs="?")
     parser.add_argument("--text", type=Path)
     parser.add_argument("--shape", choices=synthetic.SHAPES)
+    parser.add_argument("--load", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=6)
     asked = parser.parse_args()
@@ -104,6 +120,9 @@ def main() -> None:
         place = Path(name)
         if asked.shape:
             model = random_model(asked.shape, place)
+            if asked.load:
+                loading(model, place)
+                return
             speeds(programs(model, place, asked.threads), model.config["vocab_size"], asked.rounds)
         else:
             ids = Tokenizer(asked.base).encode(asked.text.read_text("utf-8")[:60_000], prompt=True)

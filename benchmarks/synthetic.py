@@ -28,6 +28,7 @@ SHAPES = {  # layers, hidden, inner, heads, kv heads, vocabulary
     "125m": (12, 768, 3072, 12, 4, 32000),
     "1b": (16, 2048, 8192, 32, 8, 128256),
     "2b": (26, 2048, 8192, 32, 8, 128256),  # 1.04 GB on q4_0
+    "deep": (32, 64, 96, 4, 2, 512),  # as many layers, next to no weights
     "8b": (32, 4096, 14336, 32, 8, 128256),
 }
 

@@ -28,6 +28,11 @@ class OnnxOptions:
     form: Form = "qdq"
     activations: Activations = "float"
 
+    @property
+    def program(self) -> str:
+        """Which program that makes (`edgeqaf.protocols.Artifact.program`): "" for the everyday profile's."""
+        return f"exact {self.activations}" if self.profile == "exact" else ""
+
 
 @dataclass(frozen=True)
 class ExportOptions:

@@ -14,9 +14,10 @@ from edgeqaf import __version__
 from edgeqaf.errors import Refused
 from edgeqaf.exportoptions import Form, OnnxOptions
 from edgeqaf.grid import Grid
+from exporters.onnx.data import placed
 from exporters.onnx.linear import MICROSOFT, Kind, attach, constants, few_bits
 from exporters.onnx.lookup import views
-from exporters.onnx.parts import Part, parts, place
+from exporters.onnx.parts import Part
 from exporters.onnx.seal import FORM, GRIDS, sealed
 from exporters.onnx.stack import clean, copies, stack
 from exporters.onnx.trace import INPUTS, OPERATORS, PRIMITIVES, Traced
@@ -95,15 +96,14 @@ def check_tensors(traced: Traced, tensors: Mapping[str, Kind]) -> None:
 def _external(tensors: Mapping[str, Kind], nodes: Sequence[Any], form: Form) -> Iterator[Any]:
     """Initializers of all weights."""
     read = {value for node in nodes for value in node.input}
-    stored = [part for name, (shape, grid) in tensors.items() for part in parts(name, shape, grid, form)]
-    yield from external(stored, declared(tensors, stored, read, form))
+    data = placed(tensors, form)
+    yield from external(data.offsets, declared(tensors, data.parts, read, form))
 
 
-def external(stored: Sequence[Part], named: Sequence[tuple[Part, Part]]) -> Iterator[Any]:
-    """Initializers with their bytes in the data file, where ``stored`` lies. named: (initializer, part whose bytes)."""
+def external(offsets: Mapping[str, int], named: Sequence[tuple[Part, Part]]) -> Iterator[Any]:
+    """Initializers with their bytes in the data file. offsets: of its parts; named: (initializer, part whose bytes)."""
     from onnx import TensorProto
 
-    offsets, _ = place(list(stored))
     for part, home in named:
         tensor = TensorProto(name=part.name, dims=part.shape, data_type=TensorProto.DataType.Value(part.type))
         tensor.data_location = TensorProto.EXTERNAL

@@ -52,7 +52,7 @@ def read_back(folder: Path) -> Mapping[str, Stored]:
         check_uses(model.graph, tensors, asked)
     _check_file(folder / DATA, data.size)
     _check_onnx(folder / MODEL)
-    return FolderTensors(folder / DATA, data, f"exact {asked.activations}" if exact else "")
+    return FolderTensors(folder / DATA, data, asked.program)
 
 
 def _check_header(model: Any, expected: tuple[int, list[tuple[str, int]]]) -> None:

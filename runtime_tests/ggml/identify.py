@@ -15,8 +15,8 @@ from edgeqaf.qtensor import QTensor
 from edgeqaf.report import compare_bits
 from runtime_tests.ggml.emulate.activations import BLOCK
 from runtime_tests.ggml.emulate.paths import PATHS, Path
+from runtime_tests.trials import activations
 
-ENOUGH = 64  # rows of activations in all, at least
 SAMPLE = 256  # outputs that are computed again, of those that the library computes
 
 
@@ -28,20 +28,8 @@ def identify(multiply: Callable[[Floats], Floats], type_name: str, q: QTensor, r
     out, inputs = q.shape
     sample = np.unique(np.linspace(0, out - 1, min(out, SAMPLE)).astype(int))
     part = join(q.grid, {name: values[sample] for name, values in split(q).items()})
-    trials = [(x, multiply(x)[:, sample]) for x in _activations(rows, inputs)]
+    trials = [(x, multiply(x)[:, sample]) for x in activations(rows, inputs, BLOCK)]
     for path in PATHS.get(type_name, ()):
         if not any(compare_bits(path.product(part, x), y).any() for x, y in trials):
             return path
     return None
-
-
-def _activations(rows: int, inputs: int) -> list[Floats]:
-    """float32 [rows, in] each: normal ones, and halves of the step that 8 bits have, both with blocks of many sizes."""
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(-(-ENOUGH // (2 * rows))):
-        size = np.exp(rng.normal(0, 1, (rows, inputs // BLOCK))).astype(np.float32).repeat(BLOCK, 1)
-        halves = (rng.integers(-127, 127, (rows, inputs)) + np.float32(0.5)) * size / np.float32(127)
-        halves[:, ::BLOCK] = size[:, ::BLOCK]  # the largest of its block
-        found += [rng.normal(0, 1, (rows, inputs)).astype(np.float32) * size, halves.astype(np.float32)]
-    return found

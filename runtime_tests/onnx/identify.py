@@ -14,8 +14,8 @@ from edgeqaf.qtensor import QTensor
 from edgeqaf.report import compare_bits
 from runtime_tests.onnx.emulate.operands import Matrix
 from runtime_tests.onnx.emulate.paths import Case, Path, paths
+from runtime_tests.trials import activations
 
-ENOUGH = 64  # rows of activations in all, at least
 SAMPLE = 256  # outputs that are computed again, of those that the runtime computes
 
 
@@ -29,20 +29,8 @@ def identify(run: Callable[[Floats], tuple[Floats, Floats]], q: QTensor, rows: i
     sample = np.union1d(np.linspace(0, out - 1, min(out, SAMPLE)).astype(int), ends)
     part = Matrix(join(q.grid, {name: values[sample] for name, values in split(q).items()}), sample)
     case = Case(rows, out, inputs, threads)
-    trials = [(x, y[:, sample]) for x, y in map(run, _activations(rows, inputs, q.grid.block))]
+    trials = [(x, y[:, sample]) for x, y in map(run, activations(rows, inputs, q.grid.block))]
     for path in paths(q):
         if not any(compare_bits(path.product(part, x, case), y).any() for x, y in trials):
             return path
     return None
-
-
-def _activations(rows: int, inputs: int, block: int) -> list[Floats]:
-    """float32 [rows, in] each: normal ones, and halves of the step that 8 bits have, both with blocks of many sizes."""
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(-(-ENOUGH // (2 * rows))):
-        size = np.exp(rng.normal(0, 1, (rows, inputs // block))).astype(np.float32).repeat(block, 1)
-        halves = (rng.integers(-127, 127, (rows, inputs)) + np.float32(0.5)) * size / np.float32(127)
-        halves[:, ::block] = size[:, ::block]  # the largest of its block
-        found += [rng.normal(0, 1, (rows, inputs)).astype(np.float32) * size, halves.astype(np.float32)]
-    return found

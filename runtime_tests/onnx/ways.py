@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from edgeqaf.errors import EdgeqafError, Refused
+from edgeqaf.exportoptions import ACTIVATIONS, OnnxOptions
 from edgeqaf.protocols import Artifact, Configuration, Form
 from runtime_tests.onnx.replaying import ReplayingSession
 from runtime_tests.onnx.session import LEVEL, Load, OnnxSession
@@ -66,9 +67,10 @@ def all_ways(int8: bool = True, unproven: tuple[int, ...] = ()) -> tuple[Way, ..
 
 def exact_ways(levels: Mapping[str, str] = MappingProxyType({"exact off": "off", "exact": "all"})) -> Iterator[Way]:
     """Those of the exact profile, with activations of 16 and of 8 bits. levels: of optimization, by name."""
-    for activations in ("int16", "int8"):
+    for activations in ACTIVATIONS["exact"]:
+        program = OnnxOptions("exact", activations=activations).program
         for name, level in levels.items():
             bits = activations == "int8"
             own = name.replace("exact", "exact int8") if bits else name
-            form = Configuration(own, bits, Form.DECODED, exact_sums=True, program=f"exact {activations}")
+            form = Configuration(own, bits, Form.DECODED, exact_sums=True, program=program)
             yield Way(form, {"level": level})

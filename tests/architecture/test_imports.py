@@ -114,6 +114,16 @@ def test_plugins_of_one_kind_do_not_know_each_other():
     assert not wrong, "\n" + "\n".join(map(str, wrong))
 
 
+def test_the_engines_do_not_know_each_other():
+    """What several need of emulating and of asking lies beside them."""
+    engines = ("ggml", "onnx")
+    wrong = [
+        i for engine in engines for file in files(f"runtime_tests/{engine}") for i in imports(file)
+        if any(f"{i.module}.".startswith(f"runtime_tests.{other}.") for other in engines if other != engine)
+    ]  # fmt: skip
+    assert not wrong, "\n" + "\n".join(map(str, wrong))
+
+
 def loaded_by(script: str) -> set[str]:
     """The heavy packages in ``sys.modules`` after ``script`` ran in a process of its own."""
     report = f"import sys; print(); print(*sorted({HEAVY!r} & {{m.split('.')[0] for m in sys.modules}}))"

@@ -21,12 +21,12 @@ from edgeqaf.report import compare_bits
 from exporters.gguf.blocks import CARRIERS, pack
 from runtime_tests.ggml.emulate.activations import Rule, rounded
 from runtime_tests.ggml.emulate.envelope import envelope
-from runtime_tests.ggml.emulate.loops import TILE
 from runtime_tests.ggml.emulate.paths import PATHS
 from runtime_tests.ggml.file import FileTensor
 from runtime_tests.ggml.identify import identify
 from runtime_tests.ggml.library import load
 from runtime_tests.ggml.matmul import Cpu, Matrix
+from runtime_tests.loops import TILE
 
 LIB = Path(os.environ["EDGEQAF_LLAMA_LIB"]) if "EDGEQAF_LLAMA_LIB" in os.environ else None
 TYPES = {name: next(g for g, c in CARRIERS.items() if c.layout.name.lower() == name.lower()) for name in PATHS}

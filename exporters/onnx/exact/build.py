@@ -57,7 +57,7 @@ def prepare(model: QModel, kinds: Mapping[str, Kind]) -> Prepared:
     initializers = [
         *program.graph.initializer,
         *_limits(model, kinds, traced),
-        *external(data.parts, [(part, part) for part in data.parts if part.name in read]),
+        *external(data.offsets, [(part, part) for part in data.parts if part.name in read]),
     ]
     grids = {name: grid for name, (_, grid) in sorted(kinds.items()) if grid is not None}
     entries = {

@@ -18,49 +18,12 @@ from exporters.onnx.stack import clean
 from exporters.onnx.trace import Traced
 from exporters.onnx.uses import LOOKUP
 
-KEPT = frozenset(
-    [
-        "Abs",
-        "Add",
-        "And",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Div",
-        "Equal",
-        "Expand",
-        "Floor",
-        "Gather",
-        "GatherND",
-        "Greater",
-        "GreaterOrEqual",
-        "Identity",
-        "Less",
-        "LessOrEqual",
-        "Max",
-        "Min",
-        "Mod",
-        "Mul",
-        "Neg",
-        "Not",
-        "Or",
-        "Range",
-        "ReduceMax",
-        "Relu",
-        "Reshape",
-        "Round",
-        "Shape",
-        "Sign",
-        "Slice",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    ]
-)
+KEPT = frozenset((
+    "Abs", "Add", "And", "Cast", "Clip", "Concat", "Div", "Equal", "Expand", "Floor", "Gather", "GatherND",
+    "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or",
+    "Range", "ReduceMax", "Relu", "Reshape", "Round", "Shape", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Sub",
+    "Transpose", "Unsqueeze", "Where",
+))  # fmt: skip
 FUNCTIONS: Mapping[str, Callable[[Emit, str, str], Any]] = {
     "Cos": elementary.cosine,
     "Reciprocal": elementary.reciprocal,

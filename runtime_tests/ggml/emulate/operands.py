@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from edgeqaf.qtensor import QTensor
-from runtime_tests.ggml.emulate.loops import TILE
+from runtime_tests.loops import TILE
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgeqaf.compiled import compiled
 from runtime_tests.ggml.emulate.activations import BLOCK
-from runtime_tests.ggml.emulate.loops import TILE, add, dot, fma, halve
+from runtime_tests.loops import TILE, add, dot, fma, halve
 
 GROUP = 4  # products in a lane
 

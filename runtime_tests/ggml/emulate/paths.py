@@ -14,9 +14,9 @@ from edgeqaf.qtensor import QTensor
 from runtime_tests.ggml.emulate import lanes, pairs, super_blocks, super_lanes
 from runtime_tests.ggml.emulate.activations import Rounded, Rule, rounded
 from runtime_tests.ggml.emulate.lanes import Offsets
-from runtime_tests.ggml.emulate.loops import TILE
 from runtime_tests.ggml.emulate.operands import Operand, operand
 from runtime_tests.ggml.emulate.super_blocks import Minima
+from runtime_tests.loops import TILE
 
 Loop = Callable[..., None]
 GROUP = 4  # rows that a repacked matrix kernel takes at once; what is left over goes through the vector kernel

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeqaf.compiled import compiled
 from runtime_tests.ggml.emulate.activations import SIXTEEN, SUPER
-from runtime_tests.ggml.emulate.loops import TILE, add, dot, fma, weigh
+from runtime_tests.loops import TILE, add, dot, fma, weigh
 
 
 class Minima(Enum):

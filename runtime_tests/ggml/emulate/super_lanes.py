@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeqaf.compiled import compiled
 from runtime_tests.ggml.emulate.activations import SIXTEEN, SUPER
-from runtime_tests.ggml.emulate.loops import TILE, add, dot, halve, weigh
+from runtime_tests.loops import TILE, add, dot, halve, weigh
 
 LANES, GROUP = 8, 4
 

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from edgeqaf.compiled import compiled
-from runtime_tests.ggml.emulate.loops import TILE, fma
+from runtime_tests.loops import TILE, fma
 from runtime_tests.onnx.emulate.folds import Fold, fold
 
 Loop = Callable[..., None]

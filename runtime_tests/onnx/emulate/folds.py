@@ -5,7 +5,7 @@
 from enum import IntEnum
 
 from edgeqaf.compiled import compiled
-from runtime_tests.ggml.emulate.loops import TILE, halve
+from runtime_tests.loops import TILE, halve
 
 
 class Fold(IntEnum):

@@ -10,7 +10,7 @@ from edgeqaf.digest import Floats
 from edgeqaf.grid import Zero
 from edgeqaf.parts import join, split
 from edgeqaf.qtensor import QTensor, decode
-from runtime_tests.ggml.emulate.loops import TILE
+from runtime_tests.loops import TILE
 from runtime_tests.onnx.emulate import offsets
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from edgeqaf.digest import Floats
 from edgeqaf.grid import Zero
 from edgeqaf.qtensor import QTensor
-from runtime_tests.ggml.emulate.loops import TILE
+from runtime_tests.loops import TILE
 from runtime_tests.onnx.emulate import decoded, offsets, rounded
 from runtime_tests.onnx.emulate.folds import Fold
 from runtime_tests.onnx.emulate.operands import Matrix, untiled

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
-from runtime_tests.ggml.emulate.loops import TILE, add, dot, fma
+from runtime_tests.loops import TILE, add, dot, fma
 from runtime_tests.onnx.emulate.folds import Fold, fold
 
 BLOCK = 32
