@@ -31,7 +31,7 @@ def verify(
     expected: Mapping[str, QTensor] | None = None,
     watch: Watch | None = None,
 ) -> VerificationReport:
-    """R0 for each artifact; then R1, R2 and R4 in each runtime that reads it.
+    """R0 for each artifact; then R1 to R4 in each runtime that reads it.
 
     PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
@@ -63,15 +63,14 @@ def verify(
         found = list(ladder.jobs(artifact, own, names, options))
         checks += [job for job in found if isinstance(job, Check)]
         waiting = [ladder.with_prompts(j, recorded, logits, watch.observes) for j in found if isinstance(j, Job)]
-        first = [job for job in waiting if job.runtime == ladder.PROGRAM][:1]  # it decides on the bits of the others
-        decided = [ladder.run(job) for job in first]
-        for outcome in decided:
-            checks += watch.of_climb(outcome, file.wrong)
-            advance(next(done), outcome.checks[0].subject)
-        bits = decided[0].logits if decided else []
-        climbing = [replace(job, bits=bits) for job in waiting if job not in first]
+        decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
+        if decider is not None:  # it decides on the bits of the others
+            decided = ladder.run(decider)
+            checks += watch.of_climb(decided, file.wrong)
+            advance(next(done), decided.checks[0].subject)
+            waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for outcome in pool.map(ladder.run, climbing):
+            for outcome in pool.map(ladder.run, waiting):
                 checks += watch.of_climb(outcome, file.wrong)
                 advance(next(done), outcome.checks[0].subject)
     return VerificationReport(tuple(checks))
