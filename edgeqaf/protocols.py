@@ -21,6 +21,8 @@ from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
 from edgeqaf.runs import ByRows, Outline, Outlined, digests, kind_of
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -199,8 +201,8 @@ class RuntimeOptions:
 class Session(Protocol):
     """One artifact opened in one runtime under one configuration. Rows are in logical order."""
 
-    def weights(self, stored: Stored) -> Floats:
-        """The runtime's own decode of a tensor: float32 [out, in]."""
+    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
+        """The runtime's own decode of a tensor, or of some rows of a matrix: float32 [out, in]."""
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """The runtime's own matmul: x [m, in] -> [m, out]."""

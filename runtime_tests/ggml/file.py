@@ -4,7 +4,7 @@ ggml's own reader parses the file and says where each tensor lies, as llama.cpp'
 bytes are then mapped, never copied whole. Decoding is the type's ``to_float``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ class FileTensor:
     type_name: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+
+    def rows(self, some: NDArray[np.int64]) -> "FileTensor":
+        """Some of its rows, in that order; of consecutive ones nothing is copied."""
+        whole = self.data.reshape(self.shape[0], -1)
+        start, stop = int(some[0]), int(some[-1]) + 1
+        picked = whole[start:stop] if (np.diff(some) == 1).all() else whole[some]
+        return replace(self, shape=(len(some), *self.shape[1:]), data=picked.reshape(-1))
 
 
 class GgufFile:

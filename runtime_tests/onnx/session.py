@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
-from edgeqaf.protocols import Stored
+from edgeqaf.protocols import ALL, Stored
 from edgeqaf.qtensor import QTensor
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests.onnx import cut, cut_exact
@@ -54,11 +54,11 @@ class OnnxSession:
         self._unproven = unproven
         self._cut: tuple[str, Loaded] | None = None  # the last linear, kept for the next call
 
-    def weights(self, stored: Stored) -> Floats:
+    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
         """The runtime's own DequantizeLinear of one tensor."""
         cutter = cut_exact if self._exact else cut
         (decoded,) = self._loaded(cutter.decoding(self._proto, stored.name)).run({}).values()
-        return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
+        return np.ascontiguousarray(decoded[:, rows].T) if stored.name.endswith(".codes") else decoded[rows]
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """The runtime's own matmul: x [m, in] -> [m, out].

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeqaf.digest import Floats
 from edgeqaf.errors import RuntimeAbsent
-from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
+from edgeqaf.protocols import ALL, Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
 from edgeqaf.qtensor import QTensor
 from edgeqaf.replay import Product
 from runtime_tests.ggml.again import Again
@@ -79,9 +79,15 @@ class LlamaCppSession:
         self._matrix: tuple[str, Matrix] | None = None
         resources.callback(self._drop_matrix)
 
-    def weights(self, stored: Stored) -> Floats:
-        weights: Floats = stored.in_logical_order(self._file.decode(self._file.tensor(stored.name)))
-        return weights
+    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
+        found = self._file.tensor(stored.name)
+        if rows == ALL:
+            weights: Floats = stored.in_logical_order(self._file.decode(found))
+            return weights
+        logical = np.arange(found.shape[0])[rows]
+        if stored.rows is None:
+            return self._file.decode(found.rows(logical))
+        return self._file.decode(found.rows(np.argsort(stored.rows)[logical]))
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """Raises RuntimeAbsent where this CPU has no repacked layout for the tensor."""

@@ -2,36 +2,59 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from edgeqaf import evaluate, witness
 from edgeqaf.digest import Floats
 from edgeqaf.jsonfile import read_json
 from edgeqaf.modeling import build
-from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
+from edgeqaf.protocols import ALL, Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
 from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.runs import cuts
 from edgeqaf.tokenizer import Tokenizer
+
+AT_ONCE = 2**25  # weights that a product decodes at once
 
 
 class TorchSession:
     """See edgeqaf.protocols.Session."""
 
     def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
         self.tokenizer = Tokenizer(artifact.reference)
-        tensors = {name: stored.tensor for name, stored in artifact.tensors.items()}
-        self.model = build(read_json(artifact.reference / "config.json"), tensors)
+        self._last: tuple[tuple[Any, int, int], torch.Tensor] | None = None
 
-    def weights(self, stored: Stored) -> Floats:
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """The whole model in float32, made when it is first asked for: single matrices take the memory of one."""
+        tensors = {name: stored.tensor for name, stored in self._artifact.tensors.items()}
+        return build(read_json(self._artifact.reference / "config.json"), tensors)
+
+    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
         """`decode` on torch tensors: held against `decode` on numpy arrays."""
-        weights: Floats = decode(_torch(stored)).numpy()
+        weights: Floats = decode(_torch(stored, rows)).numpy()
         return weights
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
+        assert isinstance(stored.tensor, QTensor)
+        runs = list(cuts(stored.tensor.shape, most=AT_ONCE))
         with torch.no_grad():
-            y: Floats = torch.nn.functional.linear(torch.from_numpy(x), decode(_torch(stored))).numpy()
-        return y
+            parts = [
+                torch.nn.functional.linear(torch.from_numpy(x), self._decoded(stored, *run)).numpy() for run in runs
+            ]
+        return np.concatenate(parts, axis=1)
+
+    def _decoded(self, stored: Stored, start: int, stop: int) -> torch.Tensor:
+        """Some rows decoded; the last asked for are kept, for batches of probes."""
+        key = stored.tensor, start, stop
+        if self._last is None or self._last[0][0] is not key[0] or self._last[0][1:] != key[1:]:
+            self._last = None
+            self._last = key, decode(_torch(stored, slice(start, stop)))
+        return self._last[1]
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         return witness.logits(self.model, list(tokens))
@@ -65,9 +88,10 @@ class TorchCpu:
         yield TorchSession(artifact)
 
 
-def _torch(stored: Stored) -> QTensor:
+def _torch(stored: Stored, rows: slice) -> QTensor:
     q = stored.tensor
     assert isinstance(q, QTensor)
+    q = q.rows(*rows.indices(q.shape[0])[:2])
     zero = None if q.zero is None else torch.from_numpy(q.zero)
     return QTensor(q.grid, torch.from_numpy(q.codes), torch.from_numpy(q.scale), zero)
 
