@@ -31,13 +31,15 @@ class Varies(Protocol):
 
 def told(found: Iterable[Varied]) -> str:
     """In a line: "equal with 1 and 2 threads, ubatch 512, 64, 16", or which settings differ from the first."""
-    first, *others = tuple(found)
-    different = [other for other in others if other.digest != first.digest]
+    made = tuple(found)
+    if len(made) < 2:
+        return f"{_named(made[0])} and no other" if made else "no setting to vary"
+    different = [other for other in made if other.digest != made[0].digest]
     if different:
-        return f"{'; '.join(map(_named, different))} differ{'s' * (len(different) == 1)} from {_named(first)}"
-    threads, rows = (dict.fromkeys(getattr(v, name) for v in (first, *others)) for name in ("threads", "rows"))
-    batches = ", ".join(str(n) for n in rows if n is not None)
-    return f"equal with {' and '.join(map(str, threads))} threads" + (f", ubatch {batches}" if batches else "")
+        return f"{'; '.join(map(_named, different))} differ{'s' * (len(different) == 1)} from {_named(made[0])}"
+    threads = " and ".join(dict.fromkeys(str(v.threads) for v in made))
+    rows = ", ".join(dict.fromkeys(str(v.rows) for v in made if v.rows is not None))
+    return f"equal with {threads} threads" + (f", ubatch {rows}" if rows else "")
 
 
 def _named(varied: Varied) -> str:
