@@ -147,7 +147,12 @@ def _spelled(terms: list[Term], high: Doubles, each: int) -> Floats:
             weighted[..., : those.shape[-1]] += those * height
         return (weighted * part.coefficient[..., None]).reshape(len(weighted), -1)
 
-    rounded = [sum(summed(part) for part in term).astype(np.float32) for term in terms]
+    return _rounded([[summed(part) for part in term] for term in terms])
+
+
+def _rounded(terms: Sequence[Sequence[Doubles]]) -> Floats:
+    """The float32 sum of terms, each the exact sum of its parts, rounded once."""
+    rounded = [np.sum(parts, axis=0).astype(np.float32) for parts in terms]
     total: Floats = sum(rounded[1:], rounded[0])
     return total
 
@@ -161,13 +166,12 @@ def exact(q: QTensor, configuration: Configuration, x: Floats) -> tuple[Floats, 
         terms = [tuple(part for term in terms for part in term)]
     answers, certain = [], []
     for term in terms:
-        sums = [np.einsum("obn,bn->ob", p.integers, values) for p in term]
-        sizes = [np.einsum("obn,bn->ob", np.abs(p.integers), np.abs(values)) for p in term]
-        answers.append(sum((s * p.coefficient).sum(-1) for s, p in zip(sums, term, strict=True)).astype(np.float32))  # type: ignore[union-attr]
+        sums = [np.einsum("obn,bn->ob", part.integers, values) for part in term]
+        sizes = [np.einsum("obn,bn->ob", np.abs(part.integers), np.abs(values)) for part in term]
+        answers.append([(found * part.coefficient).sum(-1) for found, part in zip(sums, term, strict=True)])
         certain.append(_certified(sizes, term, values, mixed))
-    total: Floats = sum(answers[1:], answers[0])
     alone = np.count_nonzero(x) == 1 and not mixed  # a single product rounds once, in every order
-    return total, np.logical_and.reduce(certain) | alone
+    return _rounded(answers), np.logical_and.reduce(certain) | alone
 
 
 def _active(x: Floats, size: int) -> tuple[Columns, Doubles]:

@@ -83,7 +83,7 @@ class _Part:
         self._gguf = self._c.gguf_init_from_file(bytes(path), structs.GgufParams(no_alloc=True, ctx=None))
         if not self._gguf:
             raise Refused(f"{path}: llama.cpp does not accept it: {library.log.message()}", "export the model again")
-        self._bytes = np.memmap(path, np.uint8, "r")
+        self._size = path.stat().st_size
 
     def close(self) -> None:
         self._c.gguf_free(self._gguf)
@@ -95,17 +95,16 @@ class _Part:
             return None
         start = self._c.gguf_get_data_offset(self._gguf) + self._c.gguf_get_tensor_offset(self._gguf, index)
         end = start + self._c.gguf_get_tensor_size(self._gguf, index)
-        if end > self._bytes.size:
+        if end > self._size:
             raise Refused(
-                f"{self._path}: {name} ends at byte {end}, the file at {self._bytes.size}", "export the model again"
+                f"{self._path}: {name} ends at byte {end}, the file at {self._size}", "export the model again"
             )
         kind = self._c.gguf_get_tensor_type(self._gguf, index)
         sizes = list(self._c.gguf_get_tensor_ne(self._gguf, index).contents)
         while len(sizes) > 1 and sizes[-1] == 1:
             sizes.pop()
-        return FileTensor(
-            name, kind, _traits(self._c, kind).type_name.decode(), (*reversed(sizes),), self._bytes[start:end]
-        )
+        data = np.memmap(self._path, np.uint8, "r", start, end - start)  # of its own: what is read does not stay
+        return FileTensor(name, kind, _traits(self._c, kind).type_name.decode(), (*reversed(sizes),), data)
 
 
 def _traits(c: Any, kind: int) -> Any:
