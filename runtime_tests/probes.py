@@ -98,6 +98,8 @@ def written_form(q: QTensor, configuration: Configuration) -> list[Term]:
     out, inputs = q.shape
     codes = q.codes.reshape(out, inputs // q.grid.block, q.grid.block).astype(np.float64)
     scale = q.scale.astype(np.float64)
+    if configuration.offset_form is Form.HALF:
+        return _half_form(q, codes.shape)
     if q.supers is not None and configuration.offset_form is Form.FUSED:
         return _two_level_form(q, q.supers, codes)
     if q.grid.zero is Zero.OFFSET:
@@ -121,6 +123,14 @@ def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, form: Form) -> list
     middle = (q.grid.lo + q.grid.hi + 1) // 2
     centred = q.zero + np.float32(middle) * q.scale  # rounded to float32, as the file stores it
     return [(Part(codes - middle, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
+
+
+def _half_form(q: QTensor, shape: tuple[int, ...]) -> list[Term]:
+    """Weights rounded to float16, as integers times the last bit that any of their block has."""
+    weights = decode(q).astype(np.float16).astype(np.float64).reshape(shape)
+    bit = _last_bit(weights).min(-1)
+    unit = np.where(np.isinf(bit), 1.0, bit)  # of a block of zeros
+    return [(Part(weights / unit[..., None], unit),)]
 
 
 def _two_level_form(q: QTensor, supers: Supers, codes: Doubles) -> list[Term]:
