@@ -37,7 +37,7 @@ def cpu_ways(name: str, find: Find, repack: bool) -> Iterator[Way]:
 
 
 def gpu_ways(half: Find, single: Find) -> Iterator[Way]:
-    """The ways of a GPU's code that leaves activations as floats: ``half``, its default, and ``single``, without float16.
+    """The ways of a GPU's code that leaves activations as floats. half: its default; single: without float16.
 
     For up to `VECTOR` rows it has other kernels, which decode to float32 in either.
     """
