@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeqaf.digest import Floats
 from edgeqaf.grid import Zero
 from edgeqaf.protocols import Configuration, Form
 from edgeqaf.qtensor import QTensor, Supers
@@ -57,6 +58,8 @@ def written_form(q: QTensor, configuration: Configuration, columns: Columns) -> 
     at = columns[:, 0] // q.grid.block
     scale = q.scale[:, at].astype(np.float64)
     stored = None if q.zero is None else q.zero[:, at].astype(np.float64)
+    if configuration.offset_form is Form.HALF:
+        return _half_form(_decoded(q, codes, scale, stored))
     if q.grid.zero is Zero.OFFSET:
         assert stored is not None
         return _offset_form(q, codes, scale, stored, configuration.offset_form)
@@ -75,10 +78,35 @@ def _picked(codes: NDArray[np.int8], columns: Columns) -> NDArray[np.int8]:
     return codes[:, columns]
 
 
+def _decoded(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles | None) -> Floats:
+    """Weights [out, blocks, n] as `edgeqaf.qtensor.decode` gives them; float64 holds every product and sum."""
+    if q.grid.zero is Zero.OFFSET:
+        assert zero is not None
+        return (codes * scale[..., None] + zero[..., None]).astype(np.float32)
+    centre = np.float64(q.grid.centre) if zero is None else zero[..., None]
+    return ((codes - centre) * scale[..., None]).astype(np.float32)
+
+
+def _half_form(weights: Floats) -> list[Term]:
+    """Weights rounded to float16, as integers times the last bit that any of their block has."""
+    with np.errstate(over="ignore"):  # becomes infinite there too
+        rounded = weights.astype(np.float16).astype(np.float64)
+    bit = last_bit(rounded).min(-1)
+    scale = np.where(np.isinf(bit), 1.0, bit)  # of a block of zeros
+    return [(Part(rounded / scale[..., None], scale),)]
+
+
+def last_bit(values: Doubles) -> Doubles:
+    """The value of the last set bit of float32 numbers; infinity for zero, which rounds nothing."""
+    mantissa, exponent = np.frexp(values)
+    integers = np.abs(mantissa * 2.0**24).astype(np.int64)
+    last = (integers & -integers).astype(np.float64)
+    return np.where(integers == 0, np.inf, np.ldexp(last, exponent - 24))
+
+
 def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles, form: Form) -> list[Term]:
     if form is Form.DECODED:
-        exact = codes * scale[..., None] + zero[..., None]  # in float64: at most 8 + 11 bits beside 11
-        weights = exact.astype(np.float32).astype(np.float64)
+        weights = _decoded(q, codes, scale, zero).astype(np.float64)
         return [(Part(weights, np.ones_like(scale), summable=False),)]
     ones = np.broadcast_to(1.0, codes.shape)
     if form is Form.FUSED:

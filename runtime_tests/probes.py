@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
 from edgeqaf.grid import Grid, Zero
-from edgeqaf.protocols import Configuration
+from edgeqaf.protocols import Configuration, Form
 from edgeqaf.qtensor import QTensor
 from edgeqaf.runs import cuts
-from runtime_tests.forms import Columns, Doubles, Part, Term, unit, written_form
+from runtime_tests.forms import Columns, Doubles, Part, Term, last_bit, unit, written_form
 
 HEIGHT = 127  # the largest 8-bit activation: an activation block with this maximum keeps its integers
 ROWS = 512  # probe rows fed at once
@@ -86,7 +86,8 @@ def heights(grid: Grid, configuration: Configuration) -> tuple[int, ...]:
     lower ones can differ by. A zero point may be wrong as well as a code, so it counts twice.
     """
     rounded = configuration.int8_activations or configuration.exact_sums
-    if grid.zero is Zero.OFFSET or grid.levels is not None:  # a second number rounds with them
+    several = grid.zero is Zero.OFFSET or grid.levels is not None  # numbers that round together
+    if several or configuration.offset_form is Form.HALF:
         return (HEIGHT if rounded else 1,)
     largest = grid.hi - grid.lo  # integer in any form, whatever the zero
     spread = 2 * largest if grid.zero is Zero.CODE else largest
@@ -185,7 +186,7 @@ def _active(x: Floats, size: int) -> tuple[Columns, Doubles]:
 def _certified(sizes: Sequence[Doubles], term: Term, values: Doubles, mixed: bool) -> NDArray[np.bool_]:
     """Where one term [out] cannot round but at its end. sizes: sum of magnitudes [out, active] of each part."""
     reach = [size * np.abs(part.coefficient) for size, part in zip(sizes, term, strict=True)]
-    last = [_last_bit(part.coefficient).min(-1, initial=np.inf) for part in term]
+    last = [last_bit(part.coefficient).min(-1, initial=np.inf) for part in term]
     together: NDArray[np.bool_] = sum(r.sum(-1) for r in reach) <= 2.0**24 * np.minimum.reduce(last)
     if (
         not mixed and len(values) == 1 and np.abs(values.sum()) <= LARGEST_SUM
@@ -225,11 +226,3 @@ def _spread_probes(inputs: int, block: int, rng: np.random.Generator) -> Floats:
         for b in rng.choice(count, min(count, int(rng.integers(2, 4))), replace=False):
             row[b * block + rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
     return x
-
-
-def _last_bit(values: Doubles) -> Doubles:
-    """The value of the last set bit of float32 numbers; infinity for zero, which rounds nothing."""
-    mantissa, exponent = np.frexp(values)
-    integers = np.abs(mantissa * 2.0**24).astype(np.int64)
-    last = (integers & -integers).astype(np.float64)
-    return np.where(integers == 0, np.inf, np.ldexp(last, exponent - 24))

@@ -77,7 +77,9 @@ def vulkan(**settings: str) -> Find:
         environment = {
             "VK_ICD_FILENAMES": str(driver / "lvp_icd.json"),
             "LD_LIBRARY_PATH": str(driver),
+            "MESA_SHADER_CACHE_DIR": str(driver / "compiled"),  # minutes, once
             "GGML_VK_VISIBLE_DEVICES": "0",  # ggml takes a device in software only if it is named
+            "GGML_VK_DISABLE_INTEGER_DOT_PRODUCT": "1",  # with it, activations are rounded to 8 bits
             **{f"GGML_VK_{name}": value for name, value in settings.items()},
         }
         return Place("vulkan", _here("x86_64", "vulkan"), {**_ours(), **environment}, build=build)
