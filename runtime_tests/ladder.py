@@ -16,7 +16,6 @@ import numpy as np
 
 from edgeqaf import plugins, witness
 from edgeqaf.child import stream
-from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, Stored, fitting
 from edgeqaf.qtensor import QTensor, decode
@@ -72,19 +71,17 @@ def jobs(
             yield Job(name, configuration, artifact, expected, options)
 
 
-def with_prompts(
-    job: Job, recorded: Mapping[str, Any] | None, reference: Sequence[Floats] = (), observed: bool = False
-) -> Job:
-    """The job with the witness's prompts to run, and PyTorch's logits to be held against, if known."""
+def with_prompts(job: Job, recorded: Mapping[str, Any] | None, observed: bool = False) -> Job:
+    """The job with the witness's prompts to run."""
     tokens = recorded["tokens"] if recorded else witness.prompts(Tokenizer(job.artifact.reference))
-    return replace(job, tokens=tokens, texts=witness.PROMPTS, reference=reference, observed=observed)
+    return replace(job, tokens=tokens, texts=witness.PROMPTS, observed=observed)
 
 
 def run(job: Job) -> Outcome:
     """Run one job in a child process; its death, or what it refuses, becomes a Check."""
     name = subject(job)
     try:
-        outcome: Outcome = next(stream(name, _climb_once, job))
+        outcome: Outcome = next(stream(name, _climb_once, job, limits=job.options.limits))
         return outcome
     except RuntimeAbsent as absent:
         return Outcome([Check("R1", name, Verdict.ABSENT, detail=str(absent))], [])
