@@ -51,10 +51,10 @@ def add(held, total, scale, fused):
 
 @compiled
 def halve(held):
-    """Add float32 [lanes, TILE], a power of two of lanes, in a tree: each half onto the other, down to ``held[0]``."""
+    """Add float32 [lanes, outputs], a power of two of lanes, in a tree: each half onto the other, down to ``held[0]``."""
     half = len(held) // 2
     while half:
         for lane in range(half):
-            for r in range(TILE):
+            for r in range(held.shape[1]):
                 held[lane, r] += held[lane + half, r]
         half //= 2

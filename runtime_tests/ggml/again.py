@@ -1,72 +1,32 @@
 """What llama.cpp computed, computed again: each product that a tap sees, by the arithmetic of its kernel."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-import numpy as np
-
-from edgeqaf.digest import Floats
-from edgeqaf.errors import Refused
-from edgeqaf.protocols import Artifact
 from edgeqaf.qtensor import QTensor
 from edgeqaf.replay import Product
 from runtime_tests.ggml.emulate.envelope import envelope
-from runtime_tests.ggml.emulate.paths import Path
 from runtime_tests.ggml.file import GgufFile
-from runtime_tests.ggml.identify import identify
-from runtime_tests.ggml.matmul import Cpu, Matrix
+from runtime_tests.ggml.kernels import Kernels
+from runtime_tests.ggml.matmul import Cpu
 from runtime_tests.ggml.tap import Seen
-
-Case = tuple[int, tuple[int, int], int, int]  # ggml's type, shape, buffer type, rows
 
 
 class Again:
-    """Products of one artifact. A kernel is identified once for each type, shape, place and number of rows."""
+    """Products of one artifact, by the kernels that are identified in this llama.cpp."""
 
-    def __init__(self, cpu: Cpu, file: GgufFile, artifact: Artifact) -> None:
-        self._cpu, self._file, self._artifact = cpu, file, artifact
-        nothing = np.empty(0, np.float32)  # a stored tensor is read anew each time; here its place will do
-        self._stored = {s.name: (name, replace(s, tensor=nothing)) for name, s, _ in artifact.quantized()}
+    def __init__(self, cpu: Cpu, file: GgufFile, kernels: Kernels) -> None:
+        self._file, self._kernels = file, kernels
         self._extra = cpu.buffer_types(repack=True)
-        self._paths: dict[Case, Path | None] = {}
 
     def product(self, seen: Seen, expected: Mapping[str, QTensor]) -> Product:
         """``seen`` beside the same from the integers of ``expected``. Refused for a matrix the artifact lacks."""
-        if seen.name not in self._stored:
-            raise Refused(
-                f"{self._artifact.path}: llama.cpp multiplies with {seen.name}, which was not read back",
-                "export the model again",
-            )
-        name, stored = self._stored[seen.name]
+        name, stored = self._kernels.stored(seen.name)
         q = expected[name]
         found = stored.in_logical_order(seen.y.T).T
-        path, type_name = self._path(seen), self._file.tensor(seen.name).type_name
+        rows, repacked = len(seen.x), seen.buffer in self._extra
+        path, type_name = self._kernels.path(seen.name, repacked, rows), self._file.tensor(seen.name).type_name
         if path is None:
-            place, rows = "repacked" if self._repacked(seen) else "plain", len(seen.x)
+            place = "repacked" if repacked else "plain"
             where = f"{type_name} {place}, {rows} row{'s' if rows > 1 else ''}"
             return Product(name, where, found, *envelope(q, seen.x))
         return Product(name, f"{type_name} {path.name}", found, path.product(q, seen.x))
-
-    def _path(self, seen: Seen) -> Path | None:
-        case = seen.type, seen.shape, seen.buffer, len(seen.x)
-        if case not in self._paths:
-            self._paths[case] = self._identified(seen)
-        return self._paths[case]
-
-    def _identified(self, seen: Seen) -> Path | None:
-        """By the file's own integers, whatever the model is held against."""
-        tensor, stored = self._file.tensor(seen.name), self._artifact.tensors[self._stored[seen.name][0]]
-        assert isinstance(stored.tensor, QTensor)
-        matrix = Matrix(self._cpu, tensor, self._repacked(seen))
-
-        def multiply(x: Floats) -> Floats:
-            y: Floats = stored.in_logical_order(matrix.multiply(x).T).T
-            return y
-
-        try:
-            return identify(multiply, tensor.type_name, stored.tensor, len(seen.x))
-        finally:
-            matrix.close()
-
-    def _repacked(self, seen: Seen) -> bool:
-        return seen.buffer in self._extra

@@ -1,0 +1,89 @@
+"""The graph of a Llama: embedding, layers of attention and a gated feed-forward, norm, head.
+
+Its nodes are named as llama.cpp names them, so that each can be held against the running graph's.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgeqaf.digest import Floats
+from runtime_tests.ggml.forward.arithmetic import Arithmetic
+from runtime_tests.ggml.forward.attention import Cache, attend
+from runtime_tests.ggml.forward.family import Shape
+from runtime_tests.ggml.forward.norm import rms_norm
+from runtime_tests.ggml.forward.weights import HEAD, Weights
+
+See = Callable[[str, Floats], None]  # is told of each node's name and values, float32
+
+
+def unseen(name: str, values: Floats) -> None:
+    """Nobody looks."""
+
+
+class Network:
+    """One sequence. ``half``: whether keys and values are kept in float16."""
+
+    def __init__(self, shape: Shape, weights: Weights, arithmetic: Arithmetic, capacity: int, half: bool) -> None:
+        self._shape, self._weights, self._arithmetic = shape, weights, arithmetic
+        self._scale = np.float32(1) / np.sqrt(np.float32(shape.size))
+        self._caches = [Cache(shape.kv_heads, shape.size, capacity, half) for _ in range(shape.layers)]
+
+    def append(self, tokens: Sequence[int], see: See = unseen) -> Floats:
+        """Logits after each of ``tokens``, which llama.cpp evaluates at once: float32 [len(tokens), vocab]."""
+        x = self._weights.embedded(list(tokens))
+        see("embd", x)
+        for i, cache in enumerate(self._caches):
+            x = self._layer(i, cache, x, lambda name, values, i=i: see(f"{name}-{i}", values))  # type: ignore[misc]
+        x = self._norm("output_norm", x)
+        see("result_norm", x)
+        logits = self._weights.multiply(HEAD, x)
+        see("result_output", logits)
+        return logits
+
+    def _layer(self, i: int, cache: Cache, x: Floats, see: See) -> Floats:
+        name = f"blk.{i}"
+        h = self._norm(f"{name}.attn_norm", x)
+        see("attn_norm", h)
+        mixed = self._linear(f"{name}.attn_output", self._attention(name, cache, h, see))
+        see("attn_out", mixed)
+        x = mixed + x
+        see("ffn_inp", x)
+        h = self._norm(f"{name}.ffn_norm", x)
+        see("ffn_norm", h)
+        gate, up = self._linear(f"{name}.ffn_gate", h), self._linear(f"{name}.ffn_up", h)
+        see("ffn_gate", gate)
+        see("ffn_up", up)
+        h = self._arithmetic.exponential.swiglu(gate, up)
+        see("ffn_swiglu", h)
+        down = self._linear(f"{name}.ffn_down", h)
+        see("ffn_out", down)
+        x = down + x
+        see("l_out", x)
+        return x
+
+    def _attention(self, name: str, cache: Cache, h: Floats, see: See) -> Floats:
+        shape, first = self._shape, cache.used
+        v = self._linear(f"{name}.attn_v", h).reshape(len(h), -1, shape.size)
+        see("Vcur", v)
+        q, k = (self._heads(f"{name}.attn_{which}", h, first) for which in "qk")
+        see("Qcur", q)
+        see("Kcur", k)
+        cache.append(k, v)
+        return attend(self._arithmetic, q, cache, self._scale, see)
+
+    def _heads(self, name: str, h: Floats, first: int) -> Floats:
+        x = self._linear(name, h).reshape(len(h), -1, self._shape.size)
+        weight = self._weights.vector(f"{name}_norm.weight")
+        if weight is not None:
+            x = rms_norm(x.reshape(-1, self._shape.size), weight, self._shape.epsilon).reshape(x.shape)
+        return self._shape.rope.rotate(x, first, self._arithmetic.fused)
+
+    def _linear(self, name: str, x: Floats) -> Floats:
+        y, bias = self._weights.multiply(f"{name}.weight", x), self._weights.vector(f"{name}.bias")
+        return y if bias is None else y + bias
+
+    def _norm(self, name: str, x: Floats) -> Floats:
+        weight = self._weights.vector(f"{name}.weight")
+        assert weight is not None
+        return rms_norm(x, weight, self._shape.epsilon)
