@@ -26,6 +26,12 @@ def fma(typing_context, a, b, c):
 
 
 @compiled
+def madd(a, b, c, fused):
+    """``a * b + c`` in float32: rounded once if ``fused``, else twice."""
+    return fma(a, b, c) if fused else a * b + c
+
+
+@compiled
 def dot(total, x, w, first, last, step):
     """Add integer products to int32 [TILE]: of x int8 [in] and w int8 [in, TILE], inputs ``first:last:step``."""
     for k in range(first, last, step):

@@ -1,14 +1,16 @@
 """A whole model in llama.cpp, with every setting that could change a bit held fixed.
 
-CPU only, flash attention off, keys and values cached in float32, one sequence, batches of at most
-`BATCH` tokens, and a cleared cache before each prompt: the same file gives the same logits on every
-run, whatever the thread count or the cache size. What remains free is the shape of the batch: a
-prompt evaluated at once and the same prompt token by token meet different kernels, and may differ.
+CPU only, one sequence, batches of at most `BATCH` tokens, and a cleared cache before each prompt; unless `Settings` say
+otherwise, flash attention is off, and keys and values are cached in float32. So the same file gives the same logits on
+every run, whatever the thread count (flash attention on, and one token by itself, is the exception) or the cache size.
+What remains free is the shape of the batch: a prompt evaluated at once and the same prompt token by token meet different
+kernels, and may differ.
 """
 
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,28 @@ from runtime_tests.ggml.tap import Tap
 BATCH = 512  # tokens evaluated at once, at most
 
 
+@dataclass(frozen=True)
+class Settings:
+    """half: keys and values are cached in float16, llama.cpp's default. flash: flash attention is on."""
+
+    half: bool = False
+    flash: bool = False
+
+    def __str__(self) -> str:
+        return f"{'float16' if self.half else 'float32'} cache, flash attention {'on' if self.flash else 'off'}"
+
+
+FIXED = Settings()
+
+
 class Model:
     """A GGUF model loaded by llama.cpp. Raises Refused, with llama.cpp's reason, if it will not load."""
 
-    def __init__(self, library: Library, path: Path, repack: bool, threads: int) -> None:
+    def __init__(
+        self, library: Library, path: Path, repack: bool, threads: int, settings: Settings = FIXED
+    ) -> None:
         self._library, self._c, self._path, self._threads = library, library.c, path, threads
+        self._settings = settings
         self._context: int | None = None
         self._capacity = 0
         self._tap: Tap | None = None
@@ -168,8 +187,8 @@ class Model:
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max_per_seq = 0  # as many as the batch has tokens
         params.n_threads = params.n_threads_batch = self._threads
-        params.flash_attn_type = structs.FLASH_ATTENTION_OFF
-        params.type_k = params.type_v = structs.TYPE_F32
+        params.flash_attn_type = int(self._settings.flash)  # enum llama_flash_attn_type
+        params.type_k = params.type_v = structs.TYPE_F16 if self._settings.half else structs.TYPE_F32
         params.offload_kqv = params.op_offload = False
         if self._tap:
             params.cb_eval = ctypes.cast(self._tap.callback, ctypes.c_void_p)

@@ -32,7 +32,6 @@ from typing import Any, ClassVar
 
 TYPE_F32, TYPE_F16, TYPE_Q4_0 = 0, 1, 2  # enum ggml_type
 DEVICE_CPU = 0  # enum ggml_backend_dev_type
-FLASH_ATTENTION_OFF = 0  # enum llama_flash_attn_type
 LOG_ERROR, LOG_CONTINUED = 4, 5  # enum ggml_log_level
 
 Field = tuple[str, Any, Any]  # name, C type, the library's default

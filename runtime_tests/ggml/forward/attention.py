@@ -12,14 +12,13 @@ rounded, and meet the tiles.
 # mypy: disallow-untyped-defs=False, allow-untyped-calls
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
 from runtime_tests.ggml.forward.arithmetic import Arithmetic
-from runtime_tests.ggml.forward.exponential import Exponential, grown
+from runtime_tests.ggml.forward.exponential import grow
 
 NONE = np.float32(-np.inf)
 CELLS = 64  # a multiple of every kernel's floats, which divides the 256 that llama.cpp pads cells to
@@ -74,7 +73,7 @@ def attend(
     for head in range(heads):
         keys, values = cache.keys[head // group, :, :used], cache.values[head // group, :cells]
         found = scores.product(cache.held(np.ascontiguousarray(q[:, head])), np.ascontiguousarray(keys))
-        _softmax(arithmetic.exponential)(found, scale, used - rows)
+        _softmax(found, scale, used - rows, arithmetic.exponential)
         shares[head, :, :used] = found
         mixed[head] = mixing.product(cache.held(shares[head]), values)
     see("kq_soft_max", shares)
@@ -82,25 +81,19 @@ def attend(
     return np.ascontiguousarray(mixed.swapaxes(0, 1)).reshape(rows, -1)
 
 
-@cache
-def _softmax(form: Exponential) -> Callable[..., None]:
-    """The loop ``(scores, scale, first)``: scores float32 [m, cells], row i of position ``first + i``, in place."""
-    grow, lanes = grown(form), form.lanes
-
-    @compiled
-    def run(scores, scale, first):
-        row = np.empty(-(-scores.shape[1] // lanes) * lanes, np.float32)
-        for i in range(len(scores)):
-            seen = first + i + 1
-            row[:] = NONE
-            most = NONE
-            for k in range(seen):
-                row[k] = scores[i, k] * scale
-                most = max(most, row[k])
-            total = grow(row[: -(-seen // lanes) * lanes], most)
-            factor = np.float32(np.float64(1) / total)
-            for k in range(seen):
-                scores[i, k] = row[k] * factor
-            scores[i, seen:] = 0
-
-    return run
+@compiled
+def _softmax(scores, scale, first, form):
+    """scores float32 [m, cells], row i of position ``first + i``, in place."""
+    row = np.empty(-(-scores.shape[1] // form.lanes) * form.lanes, np.float32)
+    for i in range(len(scores)):
+        seen = first + i + 1
+        row[:] = NONE
+        most = NONE
+        for k in range(seen):
+            row[k] = scores[i, k] * scale
+            most = max(most, row[k])
+        total = grow(row[: -(-seen // form.lanes) * form.lanes], most, form)
+        factor = np.float32(np.float64(1) / total)
+        for k in range(seen):
+            scores[i, k] = row[k] * factor
+        scores[i, seen:] = 0

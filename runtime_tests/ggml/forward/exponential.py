@@ -11,15 +11,13 @@ floats of a vector in float32, in a tree of halves (SSE2 without AVX: neighbours
 
 # mypy: disallow-untyped-defs=False, allow-untyped-calls
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
-from runtime_tests.loops import fma
+from runtime_tests.loops import madd
 
 MAGIC = np.float32(float.fromhex("0x1.8p23"))  # added to a float of ordinary size it leaves an integer's bits
 LOG2_E = np.float32(float.fromhex("0x1.715476p+0"))
@@ -32,8 +30,7 @@ ONE, ZERO, INFINITY = np.float32(1), np.float32(0), np.float32(np.inf)
 MOST, FAR = np.float32(126), np.float32(192)  # powers of two: of one float, of two
 
 
-@dataclass(frozen=True)
-class Exponential:
+class Exponential(NamedTuple):
     """An arithmetic of exp.
 
     lanes:      of its vectors.
@@ -47,91 +44,58 @@ class Exponential:
     scaled: bool = False
     neighbours: bool = False
 
-    def swiglu(self, gate: Floats, up: Floats) -> Floats:
-        """``silu(gate) * up``, float32 [m, n] each; n is a multiple of `lanes`, as in all blocks of quantized types."""
-        y = np.empty(gate.size, np.float32)
-        _swiglu(self)(gate.reshape(-1), up.reshape(-1), y)
-        return y.reshape(gate.shape)
+
+def swiglu(form: Exponential, gate: Floats, up: Floats) -> Floats:
+    """``silu(gate) * up``, float32 [m, n] each; n is a multiple of the lanes, as in all blocks of quantized types."""
+    y = np.empty(gate.shape, np.float32)
+    _swiglu(gate, up, form, y)
+    return y
 
 
-@cache
-def exp(form: Exponential) -> Callable[..., None]:
-    """The loop ``(x, y)`` over float32 [n] each."""
-    fused, scaled = form.fused, form.scaled
-
-    @compiled
-    def madd(a, b, c):
-        return fma(a, b, c) if fused else a * b + c
-
-    @compiled
-    def one(x):
-        z = madd(x, LOG2_E, MAGIC)
-        n = z - MAGIC
-        b = madd(-n, LN2_LOW, madd(-n, LN2_HIGH, x))
-        u = b * b
-        polynomial = madd(madd(C5, b, C4), u, madd(C3, b, C2))
-        if abs(n) > FAR:
-            return INFINITY if n > 0 else ZERO
-        if scaled:
-            power = np.float64(2.0) ** np.float64(n)
-            return np.float32(np.float64(madd(polynomial, u, madd(C1, b, ONE))) * power)
-        j = madd(polynomial, u, C1 * b)
-        bits = np.float32(z).view(np.int32) << np.int32(23)
-        if abs(n) <= MOST:
-            k = np.int32(bits + np.int32(0x3F800000)).view(np.float32)
-            return madd(j, k, k)
-        lower = n <= 0
-        first = np.int32(0x01000000 if lower else 0x7F000000).view(np.float32)
-        shift = np.int32(-0x7E000000 if lower else 0)
-        second = np.int32(bits - shift).view(np.float32)
-        return madd(second, j, second) * first
-
-    @compiled
-    def run(x, y):
-        for i in range(len(x)):
-            y[i] = one(x[i])
-
-    return run
+@compiled
+def exp(x, form):
+    """Of one float32."""
+    fused = form.fused
+    z = madd(x, LOG2_E, MAGIC, fused)
+    n = z - MAGIC
+    b = madd(-n, LN2_LOW, madd(-n, LN2_HIGH, x, fused), fused)
+    u = b * b
+    polynomial = madd(madd(C5, b, C4, fused), u, madd(C3, b, C2, fused), fused)
+    if abs(n) > FAR:
+        return INFINITY if n > 0 else ZERO
+    if form.scaled:
+        power = np.float64(2.0) ** np.float64(n)
+        return np.float32(np.float64(madd(polynomial, u, madd(C1, b, ONE, fused), fused)) * power)
+    j = madd(polynomial, u, C1 * b, fused)
+    bits = np.float32(z).view(np.int32) << np.int32(23)
+    if abs(n) <= MOST:
+        k = np.int32(bits + np.int32(0x3F800000)).view(np.float32)
+        return madd(j, k, k, fused)
+    lower = n <= 0
+    first = np.int32(0x01000000 if lower else 0x7F000000).view(np.float32)
+    second = np.int32(bits + (0x7E000000 if lower else 0)).view(np.float32)
+    return madd(second, j, second, fused) * first
 
 
-@cache
-def _swiglu(form: Exponential) -> Callable[..., None]:
-    grow = exp(form)
+@compiled
+def grow(x, most, form):
+    """float32 [n] becomes ``exp(x - most)`` in place; its sum, float64. n is a multiple of the lanes."""
+    total, part, last = np.float64(0), np.empty(form.lanes, np.float32), 2 if form.neighbours else 0
+    for start in range(0, len(x), form.lanes):
+        for lane in range(form.lanes):
+            x[start + lane] = exp(x[start + lane] - most, form)
+            part[lane] = x[start + lane]
+        half = form.lanes // 2
+        while half > last:
+            for lane in range(half):
+                part[lane] += part[lane + half]
+            half //= 2
+        total += np.float64((part[0] + part[1]) + (part[2] + part[3]) if form.neighbours else part[0])
+    return total
 
-    @compiled
-    def run(gate, up, y):
-        for i in range(len(y)):
-            y[i] = ZERO - gate[i]
-        grow(y, y)
-        for i in range(len(y)):
-            y[i] = gate[i] / (ONE + y[i]) * up[i]
 
-    return run
-
-
-@cache
-def grown(form: Exponential) -> Callable[..., float]:
-    """The loop ``(x, most) -> sum``: float32 [n] becomes ``exp(x - most)`` in place, its sum is float64.
-
-    n is a multiple of the lanes.
-    """
-    grow, lanes, neighbours = exp(form), form.lanes, form.neighbours
-
-    @compiled
-    def run(x, most):
-        total, part = np.float64(0), np.empty(lanes, np.float32)
-        for i in range(len(x)):
-            x[i] -= most
-        grow(x, x)
-        for start in range(0, len(x), lanes):
-            for lane in range(lanes):
-                part[lane] = x[start + lane]
-            half = lanes // 2
-            while half >= (4 if neighbours else 1):
-                for lane in range(half):
-                    part[lane] += part[lane + half]
-                half //= 2
-            total += np.float64((part[0] + part[1]) + (part[2] + part[3]) if neighbours else part[0])
-        return total
-
-    return run
+@compiled
+def _swiglu(gate, up, form, y):
+    for i in range(len(y)):
+        for k in range(y.shape[1]):
+            y[i, k] = gate[i, k] / (ONE + exp(ZERO - gate[i, k], form)) * up[i, k]

@@ -10,9 +10,12 @@ import numpy as np
 from edgeqaf.digest import Floats
 from runtime_tests.ggml.forward.arithmetic import Arithmetic
 from runtime_tests.ggml.forward.attention import Cache, attend
+from runtime_tests.ggml.forward.exponential import swiglu
 from runtime_tests.ggml.forward.family import Shape
+from runtime_tests.ggml.forward.flash import flash
 from runtime_tests.ggml.forward.norm import rms_norm
 from runtime_tests.ggml.forward.weights import HEAD, Weights
+from runtime_tests.ggml.model import Settings
 
 See = Callable[[str, Floats], None]  # is told of each node's name and values, float32
 
@@ -22,11 +25,15 @@ def unseen(name: str, values: Floats) -> None:
 
 
 class Network:
-    """One sequence. ``half``: whether keys and values are kept in float16."""
+    """One sequence of at most ``capacity`` tokens, under the settings and the number of threads that llama.cpp has."""
 
-    def __init__(self, shape: Shape, weights: Weights, arithmetic: Arithmetic, capacity: int, half: bool) -> None:
+    def __init__(
+        self, shape: Shape, weights: Weights, arithmetic: Arithmetic, settings: Settings, threads: int, capacity: int
+    ) -> None:
         self._shape, self._weights, self._arithmetic = shape, weights, arithmetic
+        self._flash, self._threads = settings.flash, threads
         self._scale = np.float32(1) / np.sqrt(np.float32(shape.size))
+        half = settings.half or settings.flash
         self._caches = [Cache(shape.kv_heads, shape.size, capacity, half) for _ in range(shape.layers)]
 
     def append(self, tokens: Sequence[int], see: See = unseen) -> Floats:
@@ -54,7 +61,7 @@ class Network:
         gate, up = self._linear(f"{name}.ffn_gate", h), self._linear(f"{name}.ffn_up", h)
         see("ffn_gate", gate)
         see("ffn_up", up)
-        h = self._arithmetic.exponential.swiglu(gate, up)
+        h = swiglu(self._arithmetic.exponential, gate, up)
         see("ffn_swiglu", h)
         down = self._linear(f"{name}.ffn_down", h)
         see("ffn_out", down)
@@ -70,6 +77,10 @@ class Network:
         see("Qcur", q)
         see("Kcur", k)
         cache.append(k, v)
+        if self._flash:
+            mixed = flash(self._arithmetic, q, cache, self._scale, self._threads)
+            see("fattn", mixed)
+            return mixed
         return attend(self._arithmetic, q, cache, self._scale, see)
 
     def _heads(self, name: str, h: Floats, first: int) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
 from runtime_tests.ggml.forward.libm import cosf, powf, sinf
-from runtime_tests.loops import fma
+from runtime_tests.loops import madd
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,5 @@ def _rows(y, base, factors, first, between, apart, fused):
         for head in range(y.shape[1]):
             for k in range(pairs):
                 a, b = y[i, head, k * between], y[i, head, k * between + apart]
-                if fused:
-                    y[i, head, k * between] = fma(a, cos[k], -(b * sin[k]))
-                    y[i, head, k * between + apart] = fma(a, sin[k], b * cos[k])
-                else:
-                    y[i, head, k * between] = a * cos[k] - b * sin[k]
-                    y[i, head, k * between + apart] = a * sin[k] + b * cos[k]
+                y[i, head, k * between] = madd(a, cos[k], -(b * sin[k]), fused)
+                y[i, head, k * between + apart] = madd(a, sin[k], b * cos[k], fused)
