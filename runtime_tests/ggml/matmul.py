@@ -21,7 +21,7 @@ class Cpu:
     """llama.cpp's CPU backend with a fixed number of threads."""
 
     def __init__(self, library: Library, threads: int) -> None:
-        self.library = library
+        self.library, self.threads = library, threads
         self.backend = library.c.ggml_backend_dev_init(library.device, None)
         set_threads = library.proc("ggml_backend_set_n_threads", structs.SetThreads)
         if set_threads:
