@@ -19,7 +19,7 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import OutOfResources, Refused
 from runtime_tests.ggml import structs
 from runtime_tests.ggml.library import Library
-from runtime_tests.ggml.tap import Tap
+from runtime_tests.ggml.tap import NodeTap
 
 BATCH = 512  # tokens evaluated at once, at most
 
@@ -41,14 +41,12 @@ FIXED = Settings()
 class Model:
     """A GGUF model loaded by llama.cpp. Raises Refused, with llama.cpp's reason, if it will not load."""
 
-    def __init__(
-        self, library: Library, path: Path, repack: bool, threads: int, settings: Settings = FIXED
-    ) -> None:
+    def __init__(self, library: Library, path: Path, repack: bool, threads: int) -> None:
         self._library, self._c, self._path, self._threads = library, library.c, path, threads
-        self._settings = settings
+        self._settings = FIXED
         self._context: int | None = None
         self._capacity = 0
-        self._tap: Tap | None = None
+        self._tap: NodeTap | None = None
         no_devices = (ctypes.c_void_p * 1)()  # a list that ends at once: no GPU even where one is built in
         params = self._c.llama_model_default_params()
         params.devices = ctypes.addressof(no_devices)
@@ -96,7 +94,7 @@ class Model:
         return logits
 
     @contextmanager
-    def tapped(self, tap: Tap) -> Iterator[None]:
+    def tapped(self, tap: NodeTap) -> Iterator[None]:
         """Show ``tap`` what runs inside the block."""
         self._close_context()
         self._tap = tap
@@ -104,6 +102,18 @@ class Model:
             yield
         finally:
             self._tap = None
+            self._close_context()
+
+    @contextmanager
+    def under(self, settings: Settings) -> Iterator[None]:
+        """Run what is inside the block under other settings."""
+        before = self._settings
+        self._close_context()
+        self._settings = settings
+        try:
+            yield
+        finally:
+            self._settings = before
             self._close_context()
 
     def encode(self, text: str) -> list[int]:

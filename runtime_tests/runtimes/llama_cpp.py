@@ -17,9 +17,11 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import RuntimeAbsent
 from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
 from edgeqaf.qtensor import QTensor
-from edgeqaf.replay import Product
+from edgeqaf.replay import Product, Reproduction
 from runtime_tests.ggml.again import Again
 from runtime_tests.ggml.file import GgufFile
+from runtime_tests.ggml.forward.reproduction import Reproducer
+from runtime_tests.ggml.kernels import Kernels
 from runtime_tests.ggml.library import Library, load
 from runtime_tests.ggml.matmul import Cpu, Matrix
 from runtime_tests.ggml.model import Model
@@ -61,7 +63,7 @@ class LlamaCpp:
 
 
 class LlamaCppSession:
-    """One GGUF model in llama.cpp; see `edgeqaf.protocols.Session` and `edgeqaf.replay.Replays`.
+    """One GGUF model in llama.cpp; see `edgeqaf.protocols.Session`, `edgeqaf.replay.Replays` and `Reproduces`.
 
     Opening parses the file. The whole model is loaded at the first question that needs it, so that
     asking for single matrices takes the memory of one matrix.
@@ -109,9 +111,21 @@ class LlamaCppSession:
         with self._model.tapped(Tap(self._library, lambda seen: see(self._again.product(seen, expected)))):
             return self._model.replay(tokens, more)
 
+    def reproduce(self, tokens: Sequence[int], more: int, expected: Mapping[str, QTensor]) -> Iterator[Reproduction]:
+        """Raises RuntimeAbsent for a family or a kernel whose arithmetic is not known."""
+        return self._reproducer.reproduce(self._model, tokens, more, expected)
+
     @cached_property
     def _again(self) -> Again:
-        return Again(self._cpu, self._file, self._artifact)
+        return Again(self._cpu, self._file, self._kernels)
+
+    @cached_property
+    def _reproducer(self) -> Reproducer:
+        return Reproducer(self._library, self._cpu, self._file, self._artifact, self._kernels, self._repack)
+
+    @cached_property
+    def _kernels(self) -> Kernels:
+        return Kernels(self._cpu, self._file, self._artifact)
 
     @cached_property
     def _model(self) -> Model:

@@ -1,0 +1,80 @@
+"""Logits of llama.cpp's whole model beside the same computed again from token ids."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from edgeqaf.digest import Floats
+from edgeqaf.protocols import Artifact
+from edgeqaf.qtensor import QTensor
+from edgeqaf.replay import Reproduction
+from edgeqaf.report import Difference, compare_bits
+from runtime_tests.ggml.file import GgufFile
+from runtime_tests.ggml.forward.family import shape
+from runtime_tests.ggml.forward.identify import identify
+from runtime_tests.ggml.forward.network import Network
+from runtime_tests.ggml.forward.nodes import Nodes
+from runtime_tests.ggml.forward.weights import Weights
+from runtime_tests.ggml.kernels import Kernels
+from runtime_tests.ggml.library import Library
+from runtime_tests.ggml.matmul import Cpu
+from runtime_tests.ggml.model import BATCH, Model, Settings
+
+SETTINGS = (Settings(), Settings(half=True), Settings(half=True, flash=True))
+
+
+class Reproducer:
+    """Of one artifact. Raises RuntimeAbsent for a graph or an operation that is not written again."""
+
+    def __init__(
+        self, library: Library, cpu: Cpu, file: GgufFile, artifact: Artifact, kernels: Kernels, repack: bool
+    ) -> None:
+        self._library, self._cpu, self._file, self._artifact = library, cpu, file, artifact
+        self._kernels, self._repack = kernels, repack
+        self._shape = shape(file)
+        self._arithmetic = identify(cpu, self._shape)
+        self._weights: tuple[Mapping[str, QTensor], Weights] | None = None
+
+    def reproduce(
+        self, model: Model, tokens: Sequence[int], more: int, expected: Mapping[str, QTensor]
+    ) -> Iterator[Reproduction]:
+        """See `edgeqaf.replay.Reproduces`."""
+        for settings in SETTINGS:
+            with model.under(settings):
+                found = model.replay(tokens, more)
+                network = self.network(settings, expected, len(found))
+                pieces = evaluations(tokens, found, more)
+                ours = np.concatenate([network.append(piece) for piece in pieces])
+                differ = compare_bits(ours, found).any()
+                first = self._first(model, tokens, more, settings, expected, pieces) if differ else None
+            yield Reproduction(str(settings), self._arithmetic.name, found, ours, first)
+
+    def network(self, settings: Settings, expected: Mapping[str, QTensor], capacity: int) -> Network:
+        """An empty sequence of the model that has the integers of ``expected``."""
+        if self._weights is None or self._weights[0] is not expected:
+            weights = Weights(self._file, self._artifact, expected, self._kernels, self._arithmetic, self._repack)
+            self._weights = expected, weights
+        return Network(self._shape, self._weights[1], self._arithmetic, settings, self._cpu.threads, capacity)
+
+    def _first(
+        self, model: Model, tokens: Sequence[int], more: int, settings: Settings, expected: Mapping[str, QTensor],
+        pieces: Sequence[Sequence[int]],
+    ) -> Difference | None:  # fmt: skip
+        """The first of the graph's operations that differs, all of them watched in a run of their own."""
+        nodes = Nodes(self._library)
+        with model.tapped(nodes.tap):
+            model.replay(tokens, more)
+        network = self.network(settings, expected, len(tokens) + more)
+        for evaluation, piece in enumerate(pieces):
+            see, found = nodes.watch(evaluation)
+            network.append(piece, see)
+            if found:
+                return found[0]
+        return None
+
+
+def evaluations(tokens: Sequence[int], logits: Floats, more: int) -> list[Sequence[int]]:
+    """What `Model.replay` evaluates at once: the prompt, in pieces of `BATCH`, and ``more`` tokens chosen by logits."""
+    pieces: list[Sequence[int]] = [tokens[start : start + BATCH] for start in range(0, len(tokens), BATCH)]
+    last = logits[len(tokens) - 1 : len(tokens) - 1 + more].argmax(-1)
+    return pieces + [[int(token)] for token in last]
