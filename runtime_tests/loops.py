@@ -57,7 +57,7 @@ def add(held, total, scale, fused):
 
 @compiled
 def halve(held):
-    """Add float32 [lanes, outputs], a power of two of lanes, in a tree: each half onto the other, down to ``held[0]``."""
+    """Add float32 [lanes, outputs], a power of two of lanes, in a tree: half onto half, down to ``held[0]``."""
     half = len(held) // 2
     while half:
         for lane in range(half):

@@ -57,10 +57,9 @@ def check(job: Job, session: Session) -> Iterator[Check]:
         return
     for setting, found in sums.items():
         detail = (
-            f"logits of the whole model at {found.positions} positions, computed again from token ids in this build's own "
-            f"arithmetic ({found.arithmetic}); {setting}"
+            f"logits of the whole model at {found.positions} positions, computed again from token ids in this build's "
+            f"own arithmetic ({found.arithmetic})"
         )
+        who = f"{job.runtime} {job.configuration.name} again, {setting}, on {job.artifact.format}"
         verdict = Verdict.DIFFERENT if found.differing else Verdict.EXACT
-        yield Check(
-            "R4", subject(job), verdict, found.prompts, found.compared, found.differing, "logits", detail, found.first
-        )
+        yield Check("R4", who, verdict, found.prompts, found.compared, found.differing, "logits", detail, found.first)

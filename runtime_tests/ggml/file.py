@@ -31,7 +31,7 @@ from runtime_tests.ggml import structs
 from runtime_tests.ggml.library import Library
 
 STRING = 8  # enum gguf_type
-NUMBERS = {
+NUMBERS: dict[int, Any] = {
     0: c_uint8, 1: c_int8, 2: c_uint16, 3: c_int16, 4: c_uint32, 5: c_int32, 6: c_float, 7: c_bool, 10: c_uint64,
     11: c_int64, 12: c_double,
 }  # fmt: skip
@@ -127,7 +127,6 @@ class _Part:
             name, kind, _traits(self._c, kind).type_name.decode(), (*reversed(sizes),), self._bytes[start:end]
         )
 
-
     def value(self, key: str) -> float | int | str | None:
         index = self._c.gguf_find_key(self._gguf, key.encode())
         if index < 0:
@@ -138,7 +137,8 @@ class _Part:
             return text
         if kind not in NUMBERS:
             raise Refused(f"{self._path}: {key} is a list, not a number", "export the model again")
-        return NUMBERS[kind].from_address(self._c.gguf_get_val_data(self._gguf, index)).value  # type: ignore[no-any-return]
+        number: float | int = NUMBERS[kind].from_address(self._c.gguf_get_val_data(self._gguf, index)).value
+        return number
 
 
 def _traits(c: Any, kind: int) -> Any:

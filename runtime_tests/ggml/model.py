@@ -1,10 +1,10 @@
 """A whole model in llama.cpp, with every setting that could change a bit held fixed.
 
 CPU only, one sequence, batches of at most `BATCH` tokens, and a cleared cache before each prompt; unless `Settings` say
-otherwise, flash attention is off, and keys and values are cached in float32. So the same file gives the same logits on
-every run, whatever the thread count (flash attention on, and one token by itself, is the exception) or the cache size.
-What remains free is the shape of the batch: a prompt evaluated at once and the same prompt token by token meet different
-kernels, and may differ.
+otherwise, flash attention is off, and keys and values are cached in float32. So the same file gives the same logits
+on every run, whatever the cache size or the thread count (one token by itself, under flash attention, is the
+exception). What remains free is the shape of the batch: a prompt evaluated at once and the same prompt token by token
+meet different kernels, and may differ.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class Settings:
     flash: bool = False
 
     def __str__(self) -> str:
-        return f"{'float16' if self.half else 'float32'} cache, flash attention {'on' if self.flash else 'off'}"
+        return f"{'float16' if self.half else 'float32'} cache{', flash attention' if self.flash else ''}"
 
 
 FIXED = Settings()

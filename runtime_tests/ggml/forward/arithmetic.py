@@ -4,7 +4,7 @@ The variants of llama.cpp's CPU backend are compiled from the same sources, and 
 instructions that each may use. So the entries are few, and a build has one of them in all operations.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime_tests.ggml.forward.exponential import Exponential
 from runtime_tests.ggml.forward.floats import PLAIN, Sum
@@ -23,9 +23,8 @@ class Products:
 
     def order(self, rows: int, inputs: int, out: int, contiguous: bool) -> Sum:
         """For ``rows`` rows of ``inputs`` by a matrix with ``out`` outputs."""
-        tile = self.tile
-        fits = tile and rows > 1 and contiguous and inputs % tile.lanes == 0 and out % 4 == 0
-        return tile if tile and fits else self.dot
+        tile = self.tile if rows > 1 and contiguous and out % 4 == 0 else None
+        return tile if tile and tile.fills(inputs) else self.dot
 
 
 @dataclass(frozen=True)
@@ -45,25 +44,23 @@ class Arithmetic:
     fused: bool
 
 
-def _avx(lanes: int, registers: int, exponential: Exponential, fused: bool, name: str, tiles: bool = True) -> Arithmetic:
-    """AVX, AVX2 and AVX-512."""
-    neighbours = lanes < 16
-    dot = Sum(lanes, registers, fused, neighbours)
-    tile = Sum(lanes, fused=fused)
-    half = Sum(lanes, registers, fused, neighbours, wide=True)
-    return Arithmetic(name, Products(dot, tile), Products(half, tile if tiles else None), exponential, fused)
+def _avx(name: str, lanes: int, exponential: Exponential, half_tiles: bool = True, masked: bool = False) -> Arithmetic:
+    """AVX, AVX2 and AVX-512. half_tiles: whether float16 has tiles. masked: whether they take any number of inputs."""
+    fused, neighbours = exponential.fused, lanes < 16
+    dot, tile = Sum(lanes, 4, fused, neighbours), Sum(lanes, fused=fused, masked=masked)
+    half = Sum(lanes, 4, fused, neighbours, wide=True)
+    return Arithmetic(name, Products(dot, tile), Products(half, tile if half_tiles else None), exponential, fused)
 
 
-_SSE = Sum(4, 8, neighbours=True)
+_SSE, _SSE2 = Sum(4, 8, neighbours=True), Exponential(4, neighbours=True)
 KNOWN = (
-    _avx(16, 4, Exponential(16, True, scaled=True), True, "AVX-512"),
-    _avx(8, 4, Exponential(8, True), True, "AVX2 with FMA"),
-    _avx(8, 4, Exponential(4, True), True, "AVX with FMA"),
-    _avx(8, 4, Exponential(4), False, "AVX with F16C"),
-    _avx(8, 4, Exponential(4), False, "AVX", tiles=False),
-    Arithmetic(
-        "SSE", Products(_SSE), Products(Sum(4, 8, neighbours=True, wide=True)), Exponential(4, neighbours=True), False
-    ),
-    Arithmetic("plain C with SSE2", Products(PLAIN), Products(PLAIN), Exponential(4, neighbours=True), False),
+    _avx("AVX-512", 16, Exponential(16, fused=True, scaled=True)),
+    _avx("AVX2 with FMA", 8, Exponential(8, fused=True)),
+    _avx("AVX2 with FMA, masked", 8, Exponential(8, fused=True), masked=True),
+    _avx("AVX with FMA", 8, Exponential(4, fused=True)),
+    _avx("AVX with F16C", 8, Exponential(4)),
+    _avx("AVX", 8, Exponential(4), half_tiles=False),
+    Arithmetic("SSE", Products(_SSE), Products(replace(_SSE, wide=True)), _SSE2, fused=False),
+    Arithmetic("plain C with SSE2", Products(PLAIN), Products(PLAIN), _SSE2, fused=False),
 )
 """Those of recent processors first."""

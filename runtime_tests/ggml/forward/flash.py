@@ -1,12 +1,12 @@
 """Flash attention: softmax on the way, so that no scores are kept. ggml has two forms of it on the CPU.
 
-**Rows.** Where fewer than `ROWS` tokens are evaluated, each goes over the cells one by one: score, new maximum or share,
-mix. The query is rounded to float16 for the score, and the mix is *held in float16*: rounded at every cell. Where the
-cells, padded to 256, are 512 or more and the token is alone, threads take a part of the cells each and their mixes are
-put together: the only place where the number of threads shows in the bits.
+**Rows.** Where fewer than `ROWS` tokens are evaluated, each goes over the cells one by one: score, new maximum or
+share, mix. The query is rounded to float16 for the score, and the mix is *held in float16*: rounded at every cell.
+Where the cells, padded to 256, are 512 or more and the token is alone, threads take a part of the cells each and their
+mixes are put together: the only place where the number of threads shows in the bits.
 
-**Tiles.** From `ROWS` tokens on, `TILE` cells at a time: scores of the tile (the query as it is, in float32), its maximum,
-exponentials in vectors, and the mix in float32. A score is one sum over the head, and the mix one sum over the cells.
+**Tiles.** From `ROWS` tokens on, `TILE` cells at a time: scores of the tile (the query as it is, in float32), its
+maximum, exponentials in vectors, and the mix in float32. A score is one sum over the head, and the mix one over cells.
 
 The cache is float16 in both: llama.cpp rounds a float32 one on the way in.
 """
@@ -35,7 +35,7 @@ def flash(arithmetic: Arithmetic, q: Floats, cache: Cache, scale: np.float32, th
     rows, heads, size = q.shape
     used, group = cache.used, heads // len(cache.keys)
     mixed = np.empty((heads, rows, size), np.float32)
-    tiled = rows >= ROWS and size % (arithmetic.single.dot.lanes or 1) == 0
+    tiled = rows >= ROWS and (arithmetic.single.tile or arithmetic.single.dot).fills(size)
     padded = -(-used // PADDED) * PADDED
     part = -(-padded // threads) if rows == 1 and padded >= SHARED else padded
     for head in range(heads):

@@ -6,8 +6,8 @@ onto half. So are the lanes of a register, down to four; those four as halves (0
 (0 + 1) + (2 + 3) where the kernel has ``haddps``.
 
 What is left over beyond a multiple of ``step`` is added to the finished sum one by one: in float32, or in float64 where
-the sources say so (16-bit floats). GCC makes vectors of that loop, four products at a time, and rounds those before it
-adds them; only the last three at most, which fill no vector, become FMAs where there are such.
+the sources say so (16-bit floats). GCC makes vectors of that loop, of a register or of half of one, and rounds those
+products before it adds them; only what fills no half becomes FMAs where there are such.
 
 Plain C has no lanes: products are rounded to float32 and added in float64.
 """
@@ -25,8 +25,6 @@ from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
 from runtime_tests.loops import fma, halve
 
-VECTOR = 4  # products that GCC rounds together, of those left over
-
 
 @dataclass(frozen=True)
 class Sum:
@@ -36,6 +34,7 @@ class Sum:
     fused:      one rounding for product and sum.
     neighbours: how the last four are added.
     wide:       whether what is left over is added in float64.
+    masked:     whether it fills its floats like the rest, and nothing is left over.
     """
 
     lanes: int = 0
@@ -43,6 +42,11 @@ class Sum:
     fused: bool = False
     neighbours: bool = False
     wide: bool = False
+    masked: bool = False
+
+    def fills(self, products: int) -> bool:
+        """Whether so many fill whole registers."""
+        return self.masked or products % (self.lanes or 1) == 0
 
     def product(self, x: Floats, w: NDArray[np.float32]) -> Floats:
         """x float32 [m, n] by w float32 [n, out], contiguous: float32 [m, out]."""
@@ -79,14 +83,14 @@ def _plain() -> Callable[..., None]:
 
 @cache
 def _lanes(order: Sum) -> Callable[..., None]:
-    step, fused, wide = order.lanes * order.registers, order.fused, order.wide
-    place = _places(order)
+    step, fused, wide, masked = order.lanes * order.registers, order.fused, order.wide, order.masked
+    place, half = _places(order), max(1, order.lanes // 2)
 
     @compiled
     def run(x, w, y):
         n = len(w)
-        whole, out = n - n % step, w.shape[1]
-        vectors = n - n % VECTOR
+        whole, out = n if masked else n - n % step, w.shape[1]
+        vectors = n - n % half
         held = np.empty((step, out), np.float32)
         rest = np.empty(out, np.float64)
         for i in range(len(x)):

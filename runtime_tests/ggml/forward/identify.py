@@ -1,11 +1,11 @@
 """Which known arithmetic this llama.cpp has between its quantized products: a self-test, on the processor at hand.
 
-Each operation is asked for by itself, on random inputs in the model's own sizes: products of floats for one row and for
-more, softmax, SwiGLU, norm, rotation, flash attention for few rows and for many. The first known arithmetic that has the
-bits of all of them is the build's.
+Each operation is asked for by itself, on random inputs in the model's own sizes: products of floats for one row and
+for more, softmax, SwiGLU, norm, rotation, flash attention for few rows and for many. The first known arithmetic that
+has the bits of all of them is the build's.
 
-It must be so, and not by the logits alone: rounding activations to 8 bits, and scales to float16, hides most differences
-in a last bit, and a whole model can have equal logits under an arithmetic that is wrong in every rotation.
+It must be so, and not by the logits alone: rounding activations to 8 bits, and scales to float16, hides most
+differences in a last bit, and a whole model can have equal logits under an arithmetic that is wrong in every rotation.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ from runtime_tests.ggml.matmul import Cpu
 from runtime_tests.ggml.operation import compute
 
 FEW, MANY = 5, ROWS + 3  # rows
-WIDTH = 352  # of trial rows: whole registers of every kernel, and half of one
+WIDTHS = 352, 356  # of trial rows: whole registers of every kernel and half of one, and some more
 NORMAL, NEOX = 0, 2  # rope types
 
 
@@ -65,7 +65,7 @@ def trials(cpu: Cpu, shape: Shape) -> Iterator[Trial]:
     def normal(*size: int) -> Floats:
         return rng.normal(0, 1, size).astype(np.float32)
 
-    for inputs in (shape.size, WIDTH):
+    for inputs in (shape.size, *WIDTHS):
         for rows in (1, FEW):
             yield from _products(cpu, normal(rows, inputs), normal(8, inputs))
     gate, up, weight = normal(FEW, 64) * 40, normal(FEW, 64), normal(64)
@@ -77,7 +77,7 @@ def trials(cpu: Cpu, shape: Shape) -> Iterator[Trial]:
     )
     yield Trial(
         "RMSNorm",
-        compute(cpu, lambda c, context, x, w: c.ggml_mul(context, c.ggml_rms_norm(context, x, shape.epsilon), w), up, weight),
+        compute(cpu, lambda c, at, x, w: c.ggml_mul(at, c.ggml_rms_norm(at, x, shape.epsilon), w), up, weight),
         lambda a: rms_norm(up, weight, shape.epsilon),
     )
     yield _rotation(cpu, shape, normal(FEW, 3, shape.size))
@@ -97,7 +97,7 @@ def _products(cpu: Cpu, x: Floats, w: Floats) -> Iterator[Trial]:
         columns = np.ascontiguousarray(matrix.T)
 
         def product(a: Arithmetic) -> Floats:
-            order = (a.half if half else a.single).order(*x.shape, len(matrix), contiguous=True)
+            order = (a.half if half else a.single).order(len(x), x.shape[1], len(matrix), contiguous=True)
             return order.product(x, columns)
 
         return product
@@ -149,7 +149,8 @@ def _flash(cpu: Cpu, shape: Shape, rows: int, used: int, normal: Callable[..., F
     mask = _mask(rows, used, padded)
 
     def build(c: Any, context: int, q: int, keys: int, values: int, mask: int) -> int:
-        return int(c.ggml_flash_attn_ext(context, c.ggml_permute(context, q, 0, 2, 1, 3), keys, values, mask, scale, 0, 0))
+        turned = c.ggml_permute(context, q, 0, 2, 1, 3)
+        return int(c.ggml_flash_attn_ext(context, turned, keys, values, mask, scale, 0, 0))
 
     found = compute(cpu, build, q, keys, values, mask)
     return Trial(f"flash attention, {rows} rows", found, lambda a: flash(a, q, cache, scale, cpu.threads))

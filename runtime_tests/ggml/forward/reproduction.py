@@ -8,12 +8,12 @@ from edgeqaf.digest import Floats
 from edgeqaf.protocols import Artifact
 from edgeqaf.qtensor import QTensor
 from edgeqaf.replay import Reproduction
-from edgeqaf.report import Difference, compare_bits
+from edgeqaf.report import compare_bits
 from runtime_tests.ggml.file import GgufFile
 from runtime_tests.ggml.forward.family import shape
 from runtime_tests.ggml.forward.identify import identify
 from runtime_tests.ggml.forward.network import Network
-from runtime_tests.ggml.forward.nodes import Nodes
+from runtime_tests.ggml.forward.nodes import Nodes, Watch
 from runtime_tests.ggml.forward.weights import Weights
 from runtime_tests.ggml.kernels import Kernels
 from runtime_tests.ggml.library import Library
@@ -42,35 +42,32 @@ class Reproducer:
         for settings in SETTINGS:
             with model.under(settings):
                 found = model.replay(tokens, more)
-                network = self.network(settings, expected, len(found))
-                pieces = evaluations(tokens, found, more)
-                ours = np.concatenate([network.append(piece) for piece in pieces])
-                differ = compare_bits(ours, found).any()
-                first = self._first(model, tokens, more, settings, expected, pieces) if differ else None
+            network = self._network(settings, expected, len(found))
+            ours = np.concatenate([network.append(piece) for piece in evaluations(tokens, found, more)])
+            differ = compare_bits(ours, found).any()
+            watches = self.watch(model, settings, tokens, more, expected) if differ else ()
+            first = next((watch.first for watch in watches if watch.first), None)
             yield Reproduction(str(settings), self._arithmetic.name, found, ours, first)
 
-    def network(self, settings: Settings, expected: Mapping[str, QTensor], capacity: int) -> Network:
+    def _network(self, settings: Settings, expected: Mapping[str, QTensor], capacity: int) -> Network:
         """An empty sequence of the model that has the integers of ``expected``."""
         if self._weights is None or self._weights[0] is not expected:
             weights = Weights(self._file, self._artifact, expected, self._kernels, self._arithmetic, self._repack)
             self._weights = expected, weights
         return Network(self._shape, self._weights[1], self._arithmetic, settings, self._cpu.threads, capacity)
 
-    def _first(
-        self, model: Model, tokens: Sequence[int], more: int, settings: Settings, expected: Mapping[str, QTensor],
-        pieces: Sequence[Sequence[int]],
-    ) -> Difference | None:  # fmt: skip
-        """The first of the graph's operations that differs, all of them watched in a run of their own."""
+    def watch(
+        self, model: Model, settings: Settings, tokens: Sequence[int], more: int, expected: Mapping[str, QTensor]
+    ) -> Iterator[Watch]:
+        """Each evaluation's operations held against the graph's, all of them watched in a run of their own."""
         nodes = Nodes(self._library)
-        with model.tapped(nodes.tap):
-            model.replay(tokens, more)
-        network = self.network(settings, expected, len(tokens) + more)
-        for evaluation, piece in enumerate(pieces):
-            see, found = nodes.watch(evaluation)
-            network.append(piece, see)
-            if found:
-                return found[0]
-        return None
+        with model.under(settings), model.tapped(nodes.tap):
+            found = model.replay(tokens, more)
+        network = self._network(settings, expected, len(found))
+        for evaluation, piece in enumerate(evaluations(tokens, found, more)):
+            watch = nodes.watch(evaluation)
+            network.append(piece, watch)
+            yield watch
 
 
 def evaluations(tokens: Sequence[int], logits: Floats, more: int) -> list[Sequence[int]]:

@@ -39,7 +39,8 @@ class Weights:
         q = self._integers(EMBEDDING)
         if q is None:
             return np.ascontiguousarray(self._float(EMBEDDING)[tokens])
-        return decode(join(q.grid, {part: values[tokens] for part, values in split(q).items()}))
+        rows: Floats = decode(join(q.grid, {part: values[tokens] for part, values in split(q).items()}))
+        return rows
 
     def vector(self, name: str) -> Floats | None:
         """A norm's weights, or a bias, if the file has it."""
@@ -70,7 +71,7 @@ class Weights:
         products = {"f32": self._arithmetic.single, "f16": self._arithmetic.half}.get(tensor.type_name)
         if products is None:
             raise RuntimeAbsent(f"products with {tensor.type_name} are not written again", "R3 has those with integers")
-        order = products.order(*x.shape, tensor.shape[0], contiguous=True)
+        order = products.order(len(x), x.shape[1], tensor.shape[0], contiguous=True)
         if name not in self._floats:
             self._floats[name] = np.ascontiguousarray(self._float(name).T)
         return order.product(halved(x) if tensor.type_name == "f16" else x, self._floats[name])
