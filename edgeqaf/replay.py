@@ -51,13 +51,16 @@ class Reproduction:
     setting:    in words. arithmetic: that they were computed again in, in words.
     found:      what the runtime computed.
     expected:   the same from the token ids alone.
-    first:      of the runtime's operations the first that differs; None where no logit does.
+    compared, differing: numbers of values of the operations before the logits, in a run that was watched.
+    first:      of these operations the first that differs.
     """
 
     setting: str
     arithmetic: str
     found: Floats
     expected: Floats
+    compared: int = 0
+    differing: int = 0
     first: Difference | None = None
 
 

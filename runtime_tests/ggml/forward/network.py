@@ -17,7 +17,13 @@ from runtime_tests.ggml.forward.norm import rms_norm
 from runtime_tests.ggml.forward.weights import HEAD, Weights
 from runtime_tests.ggml.model import Settings
 
-See = Callable[[str, Floats], None]  # is told of each node's name and values, float32
+See = Callable[[str, Floats], None]  # is told of each node's name and values, float32; not of the last, the logits
+EMBEDDED, FLASH = "embd", "fattn"  # the first node; one that llama.cpp gives no name
+LAYER = (
+    "attn_norm", "Vcur", "Qcur", "Kcur", "kq_soft_max", "kqv", FLASH, "attn_out", "ffn_inp", "ffn_norm", "ffn_gate",
+    "ffn_up", "ffn_swiglu", "ffn_out", "l_out",
+)  # fmt: skip
+NODES = frozenset((EMBEDDED, *LAYER, "result_norm"))
 
 
 def unseen(name: str, values: Floats) -> None:
@@ -39,14 +45,12 @@ class Network:
     def append(self, tokens: Sequence[int], see: See = unseen) -> Floats:
         """Logits after each of ``tokens``, which llama.cpp evaluates at once: float32 [len(tokens), vocab]."""
         x = self._weights.embedded(list(tokens))
-        see("embd", x)
+        see(EMBEDDED, x)
         for i, cache in enumerate(self._caches):
             x = self._layer(i, cache, x, lambda name, values, i=i: see(f"{name}-{i}", values))  # type: ignore[misc]
         x = self._norm("output_norm", x)
         see("result_norm", x)
-        logits = self._weights.multiply(HEAD, x)
-        see("result_output", logits)
-        return logits
+        return self._weights.multiply(HEAD, x)
 
     def _layer(self, i: int, cache: Cache, x: Floats, see: See) -> Floats:
         name = f"blk.{i}"
@@ -79,7 +83,7 @@ class Network:
         cache.append(k, v)
         if self._flash:
             mixed = flash(self._arithmetic, q, cache, self._scale, self._threads)
-            see("fattn", mixed)
+            see(FLASH, mixed)
             return mixed
         return attend(self._arithmetic, q, cache, self._scale, see)
 

@@ -8,12 +8,11 @@ from edgeqaf.digest import Floats
 from edgeqaf.protocols import Artifact
 from edgeqaf.qtensor import QTensor
 from edgeqaf.replay import Reproduction
-from edgeqaf.report import compare_bits
 from runtime_tests.ggml.file import GgufFile
 from runtime_tests.ggml.forward.family import shape
 from runtime_tests.ggml.forward.identify import identify
 from runtime_tests.ggml.forward.network import Network
-from runtime_tests.ggml.forward.nodes import Nodes, Watch
+from runtime_tests.ggml.forward.nodes import Nodes
 from runtime_tests.ggml.forward.weights import Weights
 from runtime_tests.ggml.kernels import Kernels
 from runtime_tests.ggml.library import Library
@@ -40,14 +39,18 @@ class Reproducer:
     ) -> Iterator[Reproduction]:
         """See `edgeqaf.replay.Reproduces`."""
         for settings in SETTINGS:
+            nodes = Nodes(self._library)
             with model.under(settings):
                 found = model.replay(tokens, more)
+                with model.tapped(nodes.tap):
+                    model.replay(tokens, more)
             network = self._network(settings, expected, len(found))
-            ours = np.concatenate([network.append(piece) for piece in evaluations(tokens, found, more)])
-            differ = compare_bits(ours, found).any()
-            watches = self.watch(model, settings, tokens, more, expected) if differ else ()
+            pieces = evaluations(tokens, found, more)
+            watches = [nodes.watch(evaluation) for evaluation in range(len(pieces))]
+            ours = np.concatenate([network.append(piece, watch) for piece, watch in zip(pieces, watches, strict=True)])
             first = next((watch.first for watch in watches if watch.first), None)
-            yield Reproduction(str(settings), self._arithmetic.name, found, ours, first)
+            compared, differing = (sum(getattr(w, count) for w in watches) for count in ("compared", "differing"))
+            yield Reproduction(str(settings), self._arithmetic.name, found, ours, compared, differing, first)
 
     def _network(self, settings: Settings, expected: Mapping[str, QTensor], capacity: int) -> Network:
         """An empty sequence of the model that has the integers of ``expected``."""
@@ -55,19 +58,6 @@ class Reproducer:
             weights = Weights(self._file, self._artifact, expected, self._kernels, self._arithmetic, self._repack)
             self._weights = expected, weights
         return Network(self._shape, self._weights[1], self._arithmetic, settings, self._cpu.threads, capacity)
-
-    def watch(
-        self, model: Model, settings: Settings, tokens: Sequence[int], more: int, expected: Mapping[str, QTensor]
-    ) -> Iterator[Watch]:
-        """Each evaluation's operations held against the graph's, all of them watched in a run of their own."""
-        nodes = Nodes(self._library)
-        with model.under(settings), model.tapped(nodes.tap):
-            found = model.replay(tokens, more)
-        network = self._network(settings, expected, len(found))
-        for evaluation, piece in enumerate(evaluations(tokens, found, more)):
-            watch = nodes.watch(evaluation)
-            network.append(piece, watch)
-            yield watch
 
 
 def evaluations(tokens: Sequence[int], logits: Floats, more: int) -> list[Sequence[int]]:
