@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
+from runtime_tests.ggml.forward.libm import expf
 from runtime_tests.loops import madd
 
 MAGIC = np.float32(float.fromhex("0x1.8p23"))  # added to a float of ordinary size it leaves an integer's bits
@@ -46,7 +47,7 @@ class Exponential(NamedTuple):
 
 
 def swiglu(form: Exponential, gate: Floats, up: Floats) -> Floats:
-    """``silu(gate) * up``, float32 [m, n] each; n is a multiple of the lanes, as in all blocks of quantized types."""
+    """``silu(gate) * up``, float32 [m, n] each; what fills no vector at a row's end has the C library's exp."""
     y = np.empty(gate.shape, np.float32)
     _swiglu(gate, up, form, y)
     return y
@@ -97,5 +98,7 @@ def grow(x, most, form):
 @compiled
 def _swiglu(gate, up, form, y):
     for i in range(len(y)):
+        whole = y.shape[1] - y.shape[1] % form.lanes
         for k in range(y.shape[1]):
-            y[i, k] = gate[i, k] / (ONE + exp(ZERO - gate[i, k], form)) * up[i, k]
+            grown = exp(ZERO - gate[i, k], form) if k < whole else expf(-gate[i, k])
+            y[i, k] = gate[i, k] / (ONE + grown) * up[i, k]

@@ -68,7 +68,7 @@ def trials(cpu: Cpu, shape: Shape) -> Iterator[Trial]:
     for inputs in (shape.size, *WIDTHS):
         for rows in (1, FEW):
             yield from _products(cpu, normal(rows, inputs), normal(8, inputs))
-    gate, up, weight = normal(FEW, 64) * 40, normal(FEW, 64), normal(64)
+    gate, up, weight = normal(FEW, 67) * 40, normal(FEW, 67), normal(67)
     gate.flat[::7] *= 4  # beyond what exp can hold
     yield Trial(
         "SwiGLU",
