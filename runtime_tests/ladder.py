@@ -22,7 +22,7 @@ from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits
 from edgeqaf.runs import cuts
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests import layers, logits, probes
+from runtime_tests import layers, logits, probes, whole
 from runtime_tests.expected import Quantized
 from runtime_tests.golden.observation import observe
 from runtime_tests.job import Job, Outcome, subject
@@ -100,10 +100,10 @@ def climb(job: Job) -> Outcome:
     with runtime.open(job.artifact, job.configuration, job.options) as session:
         checks = _tensors(job, session, version)
         try:
-            whole = _whole(job, session)
+            models = _whole(job, session)
         except Refused as error:  # single matrices run, the model does not
             return Outcome([*checks, Check("R4", subject(job), Verdict.REFUSED, detail=str(error))], [])
-    return replace(whole, checks=[*checks, *whole.checks])
+    return replace(models, checks=[*checks, *models.checks])
 
 
 def _whole(job: Job, session: Session) -> Outcome:
@@ -114,6 +114,7 @@ def _whole(job: Job, session: Session) -> Outcome:
         checks.append(logits.same_bits(job, session, made))
     elif job.reference:
         checks.append(logits.bounded(job, session, made))
+    checks += whole.check(job, session)
     observed = observe(job, session, made) if job.observed else None
     key = witness.key() if job.runtime == REFERENCE else {}
     return Outcome(checks, made, witness.digest(made), key, observed)
