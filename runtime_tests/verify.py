@@ -38,9 +38,8 @@ def verify(
     PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
     run comes second, and the others' bits are held against it. The rest run two at a time.
-    against: the model to hold the runtimes against; by default the artifact itself, which R0 ties to the receipt's
-    digests. watch: what else is made of the climbs; by default nothing. prompts: whether models run as a whole, for
-    R3 and R4.
+    against: the model to hold the runtimes against; by default the artifact itself, which R0 ties to the receipt.
+    watch: what else is made of the climbs; by default nothing. prompts: whether whole models run, for R3 and R4.
     """
     watch = watch or Watch()
     names = [name for name in runtimes if name != ladder.REFERENCE]
