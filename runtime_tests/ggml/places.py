@@ -7,6 +7,7 @@ Of the folder that `make places` fetches:
     lavapipe/                                                a Vulkan in software, with what it needs
 """
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -96,4 +97,4 @@ def _here(machine: str, name: str) -> tuple[str, ...]:
 
 def _ours(packages: str = "") -> dict[str, str]:
     """An environment in which a Python finds our packages, and those in a folder before them."""
-    return {"PYTHONPATH": ":".join(filter(None, (packages, str(base.ROOT))))}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (packages, str(base.ROOT))))}
