@@ -20,6 +20,7 @@ from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fitting
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits
+from edgeqaf.statements import States, model_of, versions
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests import layers, logits, probes
 from runtime_tests.golden.observation import observe
@@ -49,6 +50,33 @@ def check_file(artifact: Artifact, digests: Mapping[str, str]) -> Check:
     return Check(
         "R0", artifact.format, verdict, len(found), sum(sizes), len(wrong), "weights", others, first, tuple(wrong)
     )
+
+
+def check_statements(artifact: Artifact, asked: Mapping[str, Any], tool: Mapping[str, str]) -> Check | None:
+    """R0: the artifact says of how it is to be run what our exporter would, from its reference's config and tokenizer.
+
+    asked, tool: as the receipt has them. Other versions than those that made it may write another program for the same
+    model, so then a difference proves nothing. None for a format that states nothing.
+    """
+    exporter = plugins.find("exporters", artifact.format)
+    if not isinstance(exporter, States):
+        return None
+    subject = f"{artifact.format} statements"
+    try:
+        expected, found = exporter.restated(model_of(artifact, asked)), exporter.stated(artifact.path)
+    except EdgeqafError as error:
+        return Check("R0", subject, Verdict.REFUSED, detail=str(error))
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    count, unit = len(expected.keys() | found.keys()), "statements"
+    if not wrong:
+        return Check("R0", subject, Verdict.EXACT, 0, count, 0, unit)
+    here = versions(exporter)
+    if others := [f"{package} {tool.get(package, 'unrecorded')}" for package in here if tool.get(package) != here[package]]:
+        detail = f"{len(wrong)} of {count} differ, made with {', '.join(others)}: nothing to compare with here"
+        return Check("R0", subject, Verdict.ABSENT, detail=detail)
+    first = Difference(wrong[0], (), *((d.get(wrong[0]) or "not said")[:16] for d in (expected, found)))
+    others_in = f"in {listed(wrong)}" if len(wrong) > 1 else ""
+    return Check("R0", subject, Verdict.DIFFERENT, 0, count, len(wrong), unit, others_in, first, tuple(wrong))
 
 
 def jobs(
@@ -96,7 +124,7 @@ def climb(job: Job) -> Outcome:
     runtime: Runtime = plugins.find("runtimes", job.runtime)
     version = runtime.availability(job.options).version or ""
     with runtime.open(job.artifact, job.configuration, job.options) as session:
-        checks = [_weights(job, session, version), _kernels(job, session)]
+        checks = [weights(job, session, version), kernels(job, session)]
         try:
             whole = _whole(job, session)
         except Refused as error:  # single matrices run, the model does not
@@ -117,7 +145,7 @@ def _whole(job: Job, session: Session) -> Outcome:
     return Outcome(checks, made, witness.digest(made), key, observed)
 
 
-def _weights(job: Job, session: Session, version: str) -> Check:
+def weights(job: Job, session: Session, version: str) -> Check:
     """R1: the runtime's own decode of every quantized tensor equals ours."""
     tally = Tally()
     for name, stored, _ in job.artifact.quantized():
@@ -127,7 +155,7 @@ def _weights(job: Job, session: Session, version: str) -> Check:
     return tally.check("R1", job, version)
 
 
-def _kernels(job: Job, session: Session) -> Check:
+def kernels(job: Job, session: Session) -> Check:
     """R2: one-hot read-back of every weight, and integer probes, through the runtime's own matmul."""
     tally = Tally()
     outputs = certified = 0

@@ -49,6 +49,8 @@ def verify(
         own = _expected(artifact, expected)
         file = ladder.check_file(artifact, dist.digests)
         checks.append(file)
+        stated = ladder.check_statements(artifact, dist.receipt.get("asked", {}), dist.receipt.get("tool", {}))
+        checks += [stated] if stated else []
         advance(next(done), f"R0 {artifact.format}")
         root = artifact.root
         if ladder.REFERENCE in runtimes and root not in reference:
