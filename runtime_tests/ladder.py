@@ -6,7 +6,7 @@ The tensors a runtime is held against are ``expected``: those of the artifact it
 tied them to the model's digests, or those of a model folder the user names.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -17,7 +17,7 @@ from edgeqaf import plugins, witness
 from edgeqaf.child import stream
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
-from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fitting
+from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions, Session, fitting
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits
 from edgeqaf.statements import States, model_of, versions
@@ -155,8 +155,14 @@ def weights(job: Job, session: Session, version: str) -> Check:
     return tally.check("R1", job, version)
 
 
-def kernels(job: Job, session: Session) -> Check:
-    """R2: one-hot read-back of every weight, and integer probes, through the runtime's own matmul."""
+Probing = Callable[[QTensor, Configuration], Iterable[probes.Batch]]
+
+
+def kernels(job: Job, session: Session, probing: Probing = probes.batches) -> Check:
+    """R2: one-hot read-back of every weight, and integer probes, through the runtime's own matmul.
+
+    probing: what makes the probes, for one who asks several runtimes the same.
+    """
     tally = Tally()
     outputs = certified = 0
     absent: dict[str, RuntimeAbsent] = {}
@@ -167,7 +173,7 @@ def kernels(job: Job, session: Session) -> Check:
         except RuntimeAbsent as reason:  # of this tensor's type and shape; another configuration covers it
             absent[name] = reason
             continue
-        for batch in probes.batches(q, job.configuration):
+        for batch in probing(q, job.configuration):
             found = session.linear(stored, batch.x)
             different = compare_bits(batch.expected, found) & batch.certified
             if batch.kind == "one-hot":

@@ -90,7 +90,7 @@ def load(folder: Path | None) -> Library:
 
 def _open(folder: Path | None) -> Library:
     try:
-        files = _folder_files(folder) if folder else [_package_file()]
+        files = _folder_files(folder) if folder else [package_file()]
         c = [ctypes.CDLL(str(file)) for file in files][-1]
         for name, (result, arguments) in structs.SIGNATURES.items():
             function = getattr(c, name)
@@ -115,7 +115,7 @@ def _version(library: Library, folder: Path | None) -> str:
     return f"{package}llama.cpp {llama}, ggml {ggml} (commit {commit}), CPU {library.cpu}"
 
 
-def _package_file() -> Path:
+def package_file() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     places = spec.submodule_search_locations if spec else None
     files = sorted(Path(next(iter(places))).glob(f"{PACKAGE}*.so")) if places else []

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -19,9 +20,14 @@ class TorchSession:
     """See edgeqaf.protocols.Session."""
 
     def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
         self.tokenizer = Tokenizer(artifact.reference)
-        tensors = {name: stored.tensor for name, stored in artifact.tensors.items()}
-        self.model = build(read_json(artifact.reference / "config.json"), tensors)
+
+    @cached_property
+    def model(self) -> torch.nn.Module:
+        """Built when the first question needs it: single matrices take the memory of one."""
+        tensors = {name: stored.tensor for name, stored in self._artifact.tensors.items()}
+        return build(read_json(self._artifact.reference / "config.json"), tensors)
 
     def weights(self, stored: Stored) -> Floats:
         """`decode` on torch tensors: held against `decode` on numpy arrays."""

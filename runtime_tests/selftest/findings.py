@@ -1,0 +1,134 @@
+"""What came out: of each defect which rung saw it, of sound tensors that none was accused, and what peers would have seen."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgeqaf.console import table
+from runtime_tests.selftest.peers import TOLERANCES
+
+FILES = "files"  # the SHA-256 of each file, which sees every change and says nothing of what it means
+RUNGS = ("R0 tensors", "R0 statements", "R1", "R2", "R3", "R4")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One defect.
+
+    tensors: that it was seeded in, or what else of the artifact.
+    rungs:   of `RUNGS` those that looked, and whether every runtime that did so named the tensor.
+    by:      the rung that saw it first, in its own words. blind: who looked and did not see it.
+    peers:   tolerance -> whether it tells outputs apart; empty where there are none. compared: of what.
+    """
+
+    kind: str
+    family: str
+    subject: str
+    tensors: tuple[str, ...]
+    rungs: Mapping[str, bool]
+    by: str = ""
+    blind: tuple[str, ...] = ()
+    peers: Mapping[str, bool] = field(default_factory=dict)
+    compared: str = ""
+
+    @property
+    def first(self) -> str:
+        """The first rung that saw it, file hashes apart; "" if it escaped."""
+        return next((rung for rung in RUNGS if self.rungs.get(rung)), "")
+
+
+@dataclass(frozen=True)
+class Control:
+    """What is sound, looked at: wrong has what was accused. noise: tolerances that a sound product does not meet,
+    held against PyTorch's float32 product of the same weights."""
+
+    subject: str
+    who: str
+    wrong: tuple[str, ...] = ()
+    noise: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A kind or a runtime that could not be tried here, and why; never counted as caught."""
+
+    subject: str
+    what: str
+    why: str
+
+
+Event = Finding | Control | Missing
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found, in order."""
+
+    seed: int
+    findings: Sequence[Finding]
+    controls: Sequence[Control]
+    missing: Sequence[Missing]
+
+    @staticmethod
+    def of(seed: int, events: Iterable[Event]) -> "Report":
+        every = list(events)
+        return Report(
+            seed,
+            [e for e in every if isinstance(e, Finding)],
+            [e for e in every if isinstance(e, Control)],
+            [e for e in every if isinstance(e, Missing)],
+        )
+
+    @property
+    def escaped(self) -> list[Finding]:
+        return [f for f in self.findings if not f.first]
+
+    @property
+    def accused(self) -> list[Control]:
+        """False alarms."""
+        return [c for c in self.controls if c.wrong]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.findings) and not self.escaped and not self.accused
+
+    def as_json(self) -> dict[str, Any]:
+        counts = {"defects": len(self.findings), "caught": len(self.findings) - len(self.escaped)}
+        return {
+            "passed": self.passed, "seed": self.seed, **counts, "false alarms": len(self.accused),
+            "peers": {name: list(share(self.findings, name)) for name in TOLERANCES},
+            "peers' false alarms": {name: list(_noise(self.controls, name)) for name in TOLERANCES},
+            "findings": [asdict(f) | {"first": f.first} for f in self.findings],
+            "controls": [asdict(c) for c in self.controls],
+            "missing": [asdict(m) for m in self.missing],
+        }  # fmt: skip
+
+    def show(self) -> None:
+        """One line a kind: how many, how many were caught, by which rung first, and what tolerances see of them."""
+        by_kind: dict[tuple[str, str], list[Finding]] = {}
+        for finding in self.findings:
+            by_kind.setdefault((finding.family, finding.kind), []).append(finding)
+        rows = [(*key, *_cells(found)) for key, found in by_kind.items()]
+        rows.append(("", "all", *_cells(self.findings)))
+        table("Self-test", ("family", "defect", "seeded", "caught", "first", "alone", *TOLERANCES), rows)
+
+
+def share(findings: Sequence[Finding], tolerance: str) -> tuple[int, int]:
+    """How many defects a tolerance sees, of those with outputs to compare."""
+    compared = [f for f in findings if f.peers]
+    return sum(f.peers[tolerance] for f in compared), len(compared)
+
+
+def _noise(controls: Sequence[Control], tolerance: str) -> tuple[int, int]:
+    """Of how many sound products a tolerance is not met, and of how many."""
+    compared = [c for c in controls if c.noise]
+    return sum(c.noise[tolerance] for c in compared), len(compared)
+
+
+def _cells(found: Sequence[Finding]) -> list[str]:
+    """Counts, the rungs that were first, and those that saw all that they looked at, each by itself."""
+    first = sorted({f.first for f in found} - {""}, key=RUNGS.index)
+    looked = {rung: [f.rungs[rung] for f in found if rung in f.rungs] for rung in RUNGS}
+    alone = [f"{rung}{'' if all(seen) else f' {sum(seen)}/{len(seen)}'}" for rung, seen in looked.items() if any(seen)]
+    peers = [f"{a}/{n}" if n else "-" for a, n in (share(found, name) for name in TOLERANCES)]
+    return [str(len(found)), str(sum(bool(f.first) for f in found)), ", ".join(first), ", ".join(alone), *peers]
