@@ -104,13 +104,18 @@ class Report:
         }  # fmt: skip
 
     def show(self) -> None:
-        """One line a kind: how many, how many were caught, by which rung first, and what tolerances see of them."""
-        by_kind: dict[tuple[str, str], list[Finding]] = {}
+        """One line a kind: how many, how many were caught, what each rung sees of those it looks at, and what peers do."""
+        by_kind: dict[str, list[Finding]] = {}
         for finding in self.findings:
-            by_kind.setdefault((finding.family, finding.kind), []).append(finding)
-        rows = [(*key, *_cells(found)) for key, found in by_kind.items()]
-        rows.append(("", "all", *_cells(self.findings)))
-        table("Self-test", ("family", "defect", "seeded", "caught", "first", "alone", *TOLERANCES), rows)
+            by_kind.setdefault(finding.kind, []).append(finding)
+        rows = [(kind, *_cells(found)) for kind, found in by_kind.items()]
+        rows.append(("all", *_cells(self.findings)))
+        rows.append(("sound products taken for damaged", "", "", *("" for _ in RUNGS), *self._noise()))
+        heads = (*(rung.replace(" ", "\n") for rung in RUNGS), *(name.replace(" ", "\n") for name in TOLERANCES))
+        table("Self-test", ("defect", "seeded", "caught", *heads), rows)
+
+    def _noise(self) -> list[str]:
+        return [_share(*_noise(self.controls, name)) for name in TOLERANCES]
 
 
 def share(findings: Sequence[Finding], tolerance: str) -> tuple[int, int]:
@@ -126,9 +131,12 @@ def _noise(controls: Sequence[Control], tolerance: str) -> tuple[int, int]:
 
 
 def _cells(found: Sequence[Finding]) -> list[str]:
-    """Counts, the rungs that were first, and those that saw all that they looked at, each by itself."""
-    first = sorted({f.first for f in found} - {""}, key=RUNGS.index)
-    looked = {rung: [f.rungs[rung] for f in found if rung in f.rungs] for rung in RUNGS}
-    alone = [f"{rung}{'' if all(seen) else f' {sum(seen)}/{len(seen)}'}" for rung, seen in looked.items() if any(seen)]
-    peers = [f"{a}/{n}" if n else "-" for a, n in (share(found, name) for name in TOLERANCES)]
-    return [str(len(found)), str(sum(bool(f.first) for f in found)), ", ".join(first), ", ".join(alone), *peers]
+    """Counts, then of each rung and each tolerance the share that it sees of what it could."""
+    looked = [[f.rungs[rung] for f in found if rung in f.rungs] for rung in RUNGS]
+    told = [share(found, name) for name in TOLERANCES]
+    seen = [_share(sum(each), len(each)) for each in looked]
+    return [str(len(found)), str(sum(bool(f.first) for f in found)), *seen, *(_share(*each) for each in told)]
+
+
+def _share(part: int, whole: int) -> str:
+    return "-" if not whole else "all" if part == whole else f"{part}/{whole}"
