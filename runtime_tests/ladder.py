@@ -71,7 +71,9 @@ def check_statements(artifact: Artifact, asked: Mapping[str, Any], tool: Mapping
     if not wrong:
         return Check("R0", subject, Verdict.EXACT, 0, count, 0, unit)
     here = versions(exporter)
-    if others := [f"{package} {tool.get(package, 'unrecorded')}" for package in here if tool.get(package) != here[package]]:
+    if others := [
+        f"{package} {tool.get(package, 'unrecorded')}" for package in here if tool.get(package) != here[package]
+    ]:
         detail = f"{len(wrong)} of {count} differ, made with {', '.join(others)}: nothing to compare with here"
         return Check("R0", subject, Verdict.ABSENT, detail=detail)
     first = Difference(wrong[0], (), *((d.get(wrong[0]) or "not said")[:16] for d in (expected, found)))

@@ -102,7 +102,7 @@ def written_form(q: QTensor, configuration: Configuration) -> list[Term]:
         return _two_level_form(q, q.supers, codes)
     if q.grid.zero is Zero.OFFSET:
         assert q.zero is not None
-        return _offset_form(q, codes, scale, configuration.offset_form)
+        return _offset_form(q, codes, scale, configuration)
     zero = np.float64(q.grid.centre) if q.zero is None else q.zero[..., None].astype(np.float64)
     if not configuration.split_zero:
         return [(Part(codes - zero, scale),)]
@@ -111,7 +111,8 @@ def written_form(q: QTensor, configuration: Configuration) -> list[Term]:
     return [(Part(unsigned, scale),), (Part(zeros, scale, per_block=True),)]
 
 
-def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, form: Form) -> list[Term]:
+def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, configuration: Configuration) -> list[Term]:
+    form = configuration.offset_form
     if form is Form.DECODED:
         weights = decode(q).reshape(codes.shape).astype(np.float64)
         return [(Part(weights, np.ones_like(scale), summable=False),)]
@@ -120,7 +121,11 @@ def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, form: Form) -> list
         return [(Part(codes, scale), Part(ones, q.zero.astype(np.float64), per_block=True))]  # type: ignore[union-attr]
     middle = (q.grid.lo + q.grid.hi + 1) // 2
     centred = q.zero + np.float32(middle) * q.scale  # rounded to float32, as the file stores it
-    return [(Part(codes - middle, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
+    offset = (Part(ones, centred.astype(np.float64), per_block=True),)
+    if not configuration.split_zero:
+        return [(Part(codes - middle, scale),), offset]
+    middles = np.broadcast_to(np.float64(q.grid.lo - middle), codes.shape)
+    return [(Part(codes - q.grid.lo, scale),), (Part(middles, scale, per_block=True),), offset]
 
 
 def _two_level_form(q: QTensor, supers: Supers, codes: Doubles) -> list[Term]:

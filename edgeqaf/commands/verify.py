@@ -9,11 +9,12 @@ from edgeqaf.options import Json, LlamaLib, PlacesFolder, claim_report, listed
 
 if TYPE_CHECKING:
     from edgeqaf.dist import Dist
+    from edgeqaf.protocols import RuntimeOptions
     from runtime_tests.golden.watch import Watch
 
 
 def command(
-    dist: Annotated[Path, typer.Argument(help="Dist folder made by export.")],
+    dist: Annotated[Path | None, typer.Argument(help="Dist folder made by export.")] = None,
     runtime: Annotated[str | None, typer.Option(help="Runtimes to ask, comma-separated; default: all.")] = None,
     require: Annotated[
         str | None, typer.Option(help="Rungs, runtimes or golden, that must be reached: R2,llama.cpp")
@@ -31,6 +32,13 @@ def command(
         Path | None, typer.Option("--output", "-o", help="JSON report; default DIST/verify.json.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML report, which CI services show.")] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test", help="Seed defects, in DIST or in small models of every grid, and show that each is caught."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="What --self-test places its defects by.")] = 0,
     json: Json = False,
 ) -> None:
     """Climb the verification ladder: file, weights, kernels, logits; exit 4 on any difference."""
@@ -47,6 +55,12 @@ def command(
     from runtime_tests import verify as verification
     from runtime_tests.golden.watch import Record
 
+    if self_test:
+        beside = {"--require": require, "--against": against, "--record": record, "--check": check, "--junit": junit}
+        _require_alone([flag for flag, value in (beside | {"--places": places}).items() if value])
+        _self_test(dist, runtime, RuntimeOptions(llama_lib, threads), seed, output, json)
+        return
+    dist = _named(dist)
     _require_sound(record, check, force, listed(require))
     target = output or dist / "verify.json"
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
@@ -96,3 +110,41 @@ def _require_sound(record: Path | None, check: Path | None, force: bool, require
         raise UsageError("--force is for --record", "drop it")
     if not check and "golden" in map(str.lower, required):
         raise UsageError("--require golden needs a golden file", "name it: --check FILE")
+
+
+def _named(dist: Path | None) -> Path:
+    from edgeqaf.errors import UsageError
+
+    if dist is None:
+        raise UsageError("verify needs a dist folder", "name one made by edgeqaf export, or ask for --self-test")
+    return dist
+
+
+def _require_alone(flags: list[str]) -> None:
+    from edgeqaf.errors import UsageError
+
+    if flags:
+        raise UsageError(f"--self-test and {flags[0]} exclude each other", "drop one of the two")
+
+
+def _self_test(
+    dist: Path | None, runtime: str | None, options: "RuntimeOptions", seed: int, output: Path | None, json: bool
+) -> None:
+    from edgeqaf.console import emit, progress
+    from edgeqaf.jsonfile import write_json
+    from edgeqaf.staging import staged
+    from runtime_tests import verify as verification
+    from runtime_tests.selftest import bench
+
+    names = verification.parse_runtimes(runtime, elsewhere=False)
+    if output:
+        claim_report(output, "findings")
+    with progress("self-test", bench.count(dist, names)) as advance:
+        report = bench.run(dist, names, options, seed, advance)
+    report.show()
+    if output:
+        with staged(output, force=True) as part:
+            write_json(part, report.as_json())
+    if json:
+        emit(report.as_json())
+    bench.require(report)

@@ -25,11 +25,12 @@ def stated(path: Path) -> Statements:
 
 def restated(planned: Planned, path: Path) -> Statements:
     """By files that are not written yet. path: what errors call them."""
-    factors, metadata = {}, {}
+    factors: dict[str, bytes] = {}
+    metadata: Metadata = {}
     for i, part in enumerate(planned.parts):
         seen = Seen(path, part.size, ())
         contents = parse_header(BytesIO(part.header), seen, SIZES)
-        metadata = metadata if i else dict(contents.metadata)
+        metadata = metadata if i else contents.metadata
         for name in families.of_file(metadata).factor_names:
             if name in contents.tensors:
                 planned.put(file := BytesIO(), contents.tensors[name])
@@ -44,7 +45,9 @@ def forge(path: Path, change: Callable[[dict[str, Value]], object]) -> None:
     metadata = dict(contents.metadata)
     sealed = metadata.pop(SEAL, None) is not None
     change(metadata)
-    path.write_bytes((seal if sealed else plain_header)(metadata, [*contents.tensors.values()], contents.alignment) + data)
+    path.write_bytes(
+        (seal if sealed else plain_header)(metadata, [*contents.tensors.values()], contents.alignment) + data
+    )
 
 
 def _digests(metadata: Metadata, factors: dict[str, bytes]) -> Statements:

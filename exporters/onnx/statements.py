@@ -47,4 +47,7 @@ def _program(model: Any) -> Iterator[tuple[str, str]]:
         rest.graph.ClearField(field)
     kept = [(p.key, p.value) for p in model.metadata_props if p.key != SEAL]
     rest.ClearField("metadata_props")
-    yield "the rest", hashlib.sha256(rest.SerializeToString(deterministic=True) + repr((kept, order)).encode()).hexdigest()
+    yield (
+        "the rest",
+        hashlib.sha256(rest.SerializeToString(deterministic=True) + repr((kept, order)).encode()).hexdigest(),
+    )

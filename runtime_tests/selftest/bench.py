@@ -5,11 +5,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import chain
+from itertools import count as count_from
 from pathlib import Path
 
 from edgeqaf.child import stream
+from edgeqaf.console import Advance
+from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, VerificationFailed
-from edgeqaf.protocols import Artifact
+from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor
 from edgeqaf.report import Verdict, compare_bits
 from runtime_tests import ladder
@@ -23,23 +27,26 @@ from runtime_tests.selftest.registry import Kind
 from runtime_tests.selftest.subjects import Subject, made_on_the_fly, of_dist
 
 AT_ONCE = 2
-Done = Callable[[str], None]  # told of each subject that is through
+Done = Callable[[str], None]  # is told of each subject that is through
 
 
-def count(dist: Path | None, asked: Asked) -> int:
-    """How many times `run` will say that a subject is through."""
-    return len(_subjects(dist)) + (0 if dist else len(_engines(asked)))
+def count(dist: Path | None, runtimes: Sequence[str]) -> int:
+    """How many subjects `run` has to go through."""
+    return len(_subjects(dist)) + (0 if dist else len(_engines(runtimes)))
 
 
-def run(dist: Path | None, asked: Asked, done: Done) -> Report:
+def run(dist: Path | None, runtimes: Sequence[str], options: RuntimeOptions, seed: int, advance: Advance) -> Report:
     """The self-test of a dist folder, or of models made on the fly and of the engines themselves."""
-    tasks: list[Callable[[], Iterator[Event]]] = []
-    for share in _shares(_subjects(dist)):
-        tasks.append(partial(_examined, share, asked, done))
-    tasks += [] if dist else [partial(_engine, name, asked, done) for name in _engines(asked)]
+    asked, through = Asked(tuple(runtimes), options, seed), count_from(1)
+
+    def done(name: str) -> None:
+        advance(next(through), name)
+
+    tasks = [partial(_examined, share, asked, done) for share in _shares(_subjects(dist))]
+    tasks += [] if dist else [partial(_engine, name, asked, done) for name in _engines(runtimes)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        events = [event for found in pool.map(list, (task() for task in tasks)) for event in found]
-    return Report.of(asked.seed, events)
+        found: list[list[Event]] = list(pool.map(lambda task: list(task()), tasks))
+    return Report.of(seed, chain.from_iterable(found))
 
 
 def require(report: Report) -> None:
@@ -65,8 +72,8 @@ def _subjects(dist: Path | None) -> list[Subject]:
     return list(of_dist(dist) if dist else made_on_the_fly())
 
 
-def _engines(asked: Asked) -> list[str]:
-    return [name for name in asked.runtimes if engines.kinds(name)]
+def _engines(runtimes: Sequence[str]) -> list[str]:
+    return [name for name in runtimes if engines.kinds(name)]
 
 
 def _shares(subjects: Sequence[Subject]) -> list[list[Subject]]:
@@ -139,8 +146,12 @@ def _engine(name: str, asked: Asked, done: Done) -> Iterator[Event]:
     done(name)
 
 
-def _tried(name: str, kind: str | None, artifact: Artifact, expected: Mapping[str, QTensor], asked: Asked) -> list[Look]:
-    looks: list[Look] = next(stream(f"{name}, {kind or 'as it is'}", engines.try_out, name, kind, artifact, expected, asked))
+def _tried(
+    name: str, kind: str | None, artifact: Artifact, expected: Mapping[str, QTensor], asked: Asked
+) -> list[Look]:
+    looks: list[Look] = next(
+        stream(f"{name}, {kind or 'as it is'}", engines.try_out, name, kind, artifact, expected, asked)
+    )
     return looks
 
 
@@ -152,30 +163,35 @@ def _of_engine(name: str, kind: Kind, sound: Mapping[str, Look], looks: Sequence
     if not pairs:
         return Missing(name, kind.name, "this build has none of the instructions, or no configuration that it bears on")
     rungs: dict[str, bool] = {}
-    told: dict[str, bool] = {}
-    wrong: set[str] = set()
-    said, changed = [], False
+    said: list[str] = []
     for before, after in pairs:
-        was = {check.rung: check.verdict for check in before.checks}
-        for check in after.checks:
-            if check.verdict is Verdict.ABSENT:
-                continue
-            seen = check.verdict is not Verdict.EXACT and check.verdict is not was.get(check.rung)
-            rungs[check.rung] = rungs.get(check.rung, False) or seen
-            wrong |= set(check.wrong)
-            said += [f"{check.rung} {check.subject}: {named(check)}"] if seen else []
-            changed |= seen
-        for tensor in before.outputs.keys() & after.outputs.keys():
-            a, b = before.outputs[tensor], after.outputs[tensor]
-            changed |= bool(compare_bits(a, b).any())
-            told = {p: told.get(p, False) or tells for p, tells in peers.seen(a, b).items()}
-        if before.logits is not None and after.logits is not None and (compare_bits(before.logits, after.logits)).any():
-            changed = True
-            if name == ladder.REFERENCE:  # the witness holds its bits
-                rungs["R4"] = True
-                said.append(f"R4 {after.who}: other logits than before")
-            told = {p: told.get(p, False) or tells for p, tells in peers.seen(before.logits, after.logits).items()}
-    if not changed:
+        for rung, what in _noticed(name, before, after):
+            rungs[rung] = rungs.get(rung, False) or bool(what)
+            said += [what] if what else []
+    computed = [each for before, after in pairs for each in _computed(before, after)]
+    if not said and not any(compare_bits(a, b).any() for a, b in computed):
         return Missing(name, kind.name, "it changes no bit of what this machine's kernels compute")
+    wrong = {tensor for _, after in pairs for check in after.checks for tensor in check.wrong}
+    told = peers.together(peers.seen(a, b) for a, b in computed)
     tensors = tuple(sorted(wrong)) or ("the engine",)
     return Finding(kind.name, kind.family, name, tensors, rungs, next(iter(said), ""), (), told, "products and logits")
+
+
+def _noticed(name: str, before: Look, after: Look) -> Iterator[tuple[str, str]]:
+    """(rung, what it says that it did not before; "" if nothing) of each rung that was reached."""
+    was = {check.rung: check.verdict for check in before.checks}
+    for check in after.checks:
+        if check.verdict is not Verdict.ABSENT:
+            other = check.verdict is not Verdict.EXACT and check.verdict is not was.get(check.rung)
+            yield check.rung, f"{check.rung} {check.subject}: {named(check)}" if other else ""
+    if name == ladder.REFERENCE and before.logits is not None and after.logits is not None:  # the witness has its bits
+        changed = compare_bits(before.logits, after.logits).any()
+        yield "R4", f"R4 {after.who}: other logits than before" if changed else ""
+
+
+def _computed(before: Look, after: Look) -> Iterator[tuple[Floats, Floats]]:
+    """Outputs and logits of an engine as it is, and as it was made."""
+    for tensor in before.outputs.keys() & after.outputs.keys():
+        yield before.outputs[tensor], after.outputs[tensor]
+    if before.logits is not None and after.logits is not None:
+        yield before.logits, after.logits

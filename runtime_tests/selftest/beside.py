@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +10,19 @@ import numpy as np
 from edgeqaf import plugins
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError
-from edgeqaf.protocols import Artifact
+from edgeqaf.protocols import Artifact, Configuration
 from edgeqaf.report import Verdict, compare_bits
 from runtime_tests import ladder
 from runtime_tests.selftest import peers, registry
 from runtime_tests.selftest.damage import damaged, placed
 from runtime_tests.selftest.examine import Bench, hashes
 from runtime_tests.selftest.findings import FILES, Control, Event, Finding, Missing
-from runtime_tests.selftest.looking import Look
 from runtime_tests.selftest.opened import copied, opened
 from runtime_tests.selftest.registry import Kind, Target
 from runtime_tests.selftest.subjects import exported, sizes
 
 LOGITS = "logits"
+Way = tuple[str, Configuration]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ def examine(bench: Bench, done: Collection[str]) -> Iterator[Event | Begun]:
     wanted = [target for target in how if target in bench.subject.targets]
     if Target.STATEMENT in wanted:
         if bench.restated is None:
-            yield Missing(bench.subject.name, "statements", "they are not what this version would say, sound as they are")
+            yield Missing(
+                bench.subject.name, "statements", "they are not what this version would say, sound as they are"
+            )
             wanted.remove(Target.STATEMENT)
         else:
             yield Control(bench.subject.name, "R0 statements")
@@ -117,44 +119,44 @@ def _run(
     bench: Bench, kind: Kind, artifact: Artifact, what: tuple[str, ...], rungs: dict[str, bool], by: str,
     matrices: Sequence[str] = (),
 ) -> Iterator[Event | Begun]:  # fmt: skip
-    """What the runtimes see: of matrices, R1 and R2; else logits, which R4 only holds to be finite."""
-
-    def finding(told: dict[str, bool] | None = None, compared: str = "") -> Finding:
-        return Finding(kind.name, kind.family, bench.subject.name, what, dict(rungs), by, (), told or {}, compared)
-
-    reading = [w for w in bench.ways if plugins.find("runtimes", w[0]).reads]
+    """What the runtimes that load the artifact see: of matrices in R1 and R2; else of logits."""
+    so_far = Finding(kind.name, kind.family, bench.subject.name, what, rungs, by)
+    reading = [way for way in bench.ways if plugins.find("runtimes", way[0]).reads]
     if not bench.sound.small or not reading:
-        yield finding()
+        yield so_far
         return
-    yield Begun(finding())
-    if matrices:
-        told: dict[str, bool] = {}
-        for way in reading:
-            seen = bench.look(artifact, way, bench.question(matrices))
-            if seen.absent:
-                continue
-            sound = bench.look(bench.artifact, way, bench.question(matrices, rungs=False)).outputs
-            _saw(seen, rungs)
-            for name in seen.outputs.keys() & sound.keys():
-                for peer, tells in peers.seen(sound[name], seen.outputs[name]).items():
-                    told[peer] = told.get(peer, False) or tells
-        yield finding(told, "products" if told else "")
-        return
+    yield Begun(so_far)
+    told, compared = (
+        _products(bench, artifact, reading, matrices, rungs) if matrices else _whole(bench, artifact, rungs)
+    )
+    yield replace(so_far, peers=told, compared=compared if told else "")
+
+
+def _products(
+    bench: Bench, artifact: Artifact, reading: Sequence[Way], matrices: Sequence[str], rungs: dict[str, bool]
+) -> tuple[dict[str, bool], str]:
+    """What R1 and R2 see goes into ``rungs``; what tolerances see of products is returned."""
+    told = []
+    for way in reading:
+        seen = bench.look(artifact, way, bench.question(matrices))
+        for check in (check for check in seen.checks if check.verdict is not Verdict.ABSENT):
+            caught = check.verdict in (Verdict.DIFFERENT, Verdict.REFUSED)
+            rungs[check.rung] = rungs.get(check.rung, True) and caught
+        sound = bench.look(bench.artifact, way, bench.question(matrices, rungs=False)).outputs
+        told += [peers.seen(sound[name], seen.outputs[name]) for name in seen.outputs.keys() & sound.keys()]
+    return peers.together(told), "products"
+
+
+def _whole(bench: Bench, artifact: Artifact, rungs: dict[str, bool]) -> tuple[dict[str, bool], str]:
+    """Of what a user gets: whether it is refused (R1), or gives logits that R4 refuses, as it holds no others."""
     assert bench.usual is not None
-    seen = bench.look(artifact, bench.usual, bench.question((), logits=True))
     before = bench.logits(*bench.usual)
-    if seen.logits is None or before is None:
-        rungs["R1"] = seen.logits is None
-        yield finding()
-        return
-    rungs["R4"] = before.shape != seen.logits.shape or not bool(np.isfinite(seen.logits).all())
-    yield finding(peers.seen(before, seen.logits), LOGITS)
-
-
-def _saw(seen: Look, rungs: dict[str, bool]) -> None:
-    for check in seen.checks:
-        if check.verdict is not Verdict.ABSENT:
-            rungs[check.rung] = rungs.get(check.rung, True) and check.verdict in (Verdict.DIFFERENT, Verdict.REFUSED)
+    after = bench.look(artifact, bench.usual, bench.question((), logits=True)).logits
+    if after is None or before is None:
+        rungs["R1"] = after is None
+        return {}, ""
+    rungs["R4"] = before.shape != after.shape or not bool(np.isfinite(after).all())
+    return peers.seen(before, after), LOGITS
 
 
 def _of_logits(bench: Bench, artifact: Artifact) -> dict[str, bool]:

@@ -68,7 +68,8 @@ def placed(kinds: Sequence[Kind], outline: Outline, rng: Random) -> list[list[De
     order += [others[i] for i in rng.permutation(len(others))]
     models: list[list[Defect]] = []
     for kind in sorted(kinds, key=lambda k: not (k.among or k.square)):  # those that are choosy first
-        for made in [*models, fresh := []]:
+        fresh: list[Defect] = []
+        for made in [*models, fresh]:
             used = {name for defect in made for name in defect.tensors}
             found = _room(kind, [name for name in order if name not in used], outline)
             if found:

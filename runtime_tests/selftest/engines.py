@@ -4,15 +4,13 @@ import importlib.util
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from edgeqaf import plugins
-from edgeqaf.errors import Refused
-from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions
+from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.qtensor import QTensor
-from edgeqaf.report import Check, Verdict, compare_bits
 from runtime_tests.selftest import registry
 from runtime_tests.selftest.examine import Asked
 from runtime_tests.selftest.looking import Look, Opening, Question, keep_quiet, look, plainly, ways
@@ -55,19 +53,20 @@ def try_out(
     found = registry.find(kind) if kind else None
     with tempfile.TemporaryDirectory(prefix="edgeqaf-self-test-") as folder:
         options: RuntimeOptions | None = asked.options
-        opening: Opening = plainly
         if found and found.target is Target.LIBRARY:
             options = PATCHERS[runtime](found, Path(folder), asked.options)
-        elif found:
-            opening = found.apply
-        looks = []
-        for name, configuration in ways(artifact, [runtime]) if options else ():
-            if opening is not plainly and opening(plugins.find("runtimes", name), artifact, configuration, options) is None:
-                continue
-            names = [n for n in expected if ".mlp." in n]  # every grid, in few matrices
-            question = Question(names, expected, options, layers=True, logits=True)  # type: ignore[arg-type]
-            looks.append(look(artifact, name, configuration, question, opening))
-        yield looks
+        opening: Opening = found.apply if found and found.target is Target.SESSION else plainly
+        yield list(_looks(runtime, artifact, expected, options, opening)) if options else []
+
+
+def _looks(
+    runtime: str, artifact: Artifact, expected: Mapping[str, QTensor], options: RuntimeOptions, opening: Opening
+) -> Iterator[Look]:
+    names = [name for name in expected if ".mlp." in name]  # every grid, in few matrices
+    question = Question(names, expected, options, layers=True, logits=True)
+    for name, configuration in ways(artifact, [runtime]):
+        if opening(plugins.find("runtimes", name), artifact, configuration, options) is not None:
+            yield look(artifact, name, configuration, question, opening)
 
 
 def _llama_cpp(kind: Kind, place: Path, options: RuntimeOptions) -> RuntimeOptions | None:
@@ -90,7 +89,9 @@ def _onnxruntime(kind: Kind, place: Path, options: RuntimeOptions) -> RuntimeOpt
     assert spec.origin is not None
     package = Path(spec.origin).parent
     target = place / package.name
-    shutil.copytree(package, target, ignore=shutil.ignore_patterns("tools", "transformers", "quantization", "__pycache__"))
+    shutil.copytree(
+        package, target, ignore=shutil.ignore_patterns("tools", "transformers", "quantization", "__pycache__")
+    )
     files = {file.name: file for file in (target / "capi").glob("*.so*")}
     sys.path.insert(0, str(place))
     return options if _patched(kind, files, target / "capi") else None
@@ -113,5 +114,7 @@ def _variant(folder: Path) -> str:
     """The CPU variant that would be loaded of a folder, as its library says in a process of its own."""
     import subprocess
 
-    script = f"from pathlib import Path; from runtime_tests.ggml.library import load; print(load(Path({str(folder)!r})).cpu)"
+    script = (
+        f"from pathlib import Path; from runtime_tests.ggml.library import load; print(load(Path({str(folder)!r})).cpu)"
+    )
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()

@@ -11,7 +11,7 @@ from edgeqaf.digest import Floats, file_sha256
 from edgeqaf.errors import EdgeqafError
 from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions
 from edgeqaf.qtensor import QTensor
-from edgeqaf.statements import States, Statements
+from edgeqaf.statements import Statements, States
 from runtime_tests import ladder, probes
 from runtime_tests.selftest.damage import random
 from runtime_tests.selftest.looking import Look, Question, look, ways
@@ -112,7 +112,7 @@ def hashes(artifact: Artifact) -> dict[str, str]:
 
 
 def examine(subject: Subject, asked: Asked, done: Collection[str]) -> Iterator[object]:
-    """Findings, controls, what is missing, and before each risk a `Begun`. done: kinds that are not to be tried again."""
+    """Findings, controls, what is missing, and before each risk a `Begun`. done: kinds that are not to be tried."""
     import torch
 
     from runtime_tests.selftest import beside, matrices

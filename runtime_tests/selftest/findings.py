@@ -1,4 +1,4 @@
-"""What came out: of each defect which rung saw it, of sound tensors that none was accused, and what peers would have seen."""
+"""What came out: which rung saw each defect, whether what is sound was accused, and what peers would have seen."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -104,7 +104,7 @@ class Report:
         }  # fmt: skip
 
     def show(self) -> None:
-        """One line a kind: how many, how many were caught, what each rung sees of those it looks at, and what peers do."""
+        """One line a kind: how many, how many were caught, and what each rung and each tolerance sees of them."""
         by_kind: dict[str, list[Finding]] = {}
         for finding in self.findings:
             by_kind.setdefault(finding.kind, []).append(finding)

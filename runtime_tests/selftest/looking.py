@@ -138,6 +138,6 @@ def named(check: Check) -> str:
 
 
 def keep_quiet() -> None:
-    """For the rest of this process: engines that are fed what is damaged have much to say, and ggml calls a debugger."""
+    """For the rest of this process: engines that get what is damaged say much, and ggml calls a debugger."""
     os.environ["GGML_NO_BACKTRACE"] = "1"
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

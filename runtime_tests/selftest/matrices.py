@@ -1,8 +1,6 @@
 """Defects of matrices: as many at a time as there are matrices, in an artifact that the real exporter made of them."""
 
-from collections.abc import Iterator, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
 
 from edgeqaf.digest import Floats
 from edgeqaf.errors import Refused
@@ -56,7 +54,7 @@ def _examined(bench: Bench, artifact: Artifact, real: Sequence[Defect]) -> Itera
         yield _finding(bench, defect, file, looks, sound, changed)
 
 
-def _control(bench: Bench, seen: Look, hit: set[str], sound: dict[str, Floats]) -> Control:
+def _control(bench: Bench, seen: Look, hit: set[str], sound: Mapping[str, Floats]) -> Control:
     """What is sound in the artifact must not be accused; and does it meet tolerances against PyTorch's products?"""
     wrong = {name for check in seen.checks for name in check.wrong} - hit
     wrong |= {check.detail for check in seen.checks if check.verdict is Verdict.REFUSED}
@@ -70,22 +68,21 @@ def _control(bench: Bench, seen: Look, hit: set[str], sound: dict[str, Floats]) 
 
 
 def _finding(
-    bench: Bench, defect: Defect, file: Check, looks: Sequence[Look], sound: dict[str, dict[str, Floats]], changed: bool
-) -> Finding:
-    rungs, blind = {FILES: changed, "R0 tensors": set(defect.tensors) <= set(file.wrong)}, []
+    bench: Bench, defect: Defect, file: Check, looks: Sequence[Look], sound: Mapping[str, Mapping[str, Floats]],
+    changed: bool,
+) -> Finding:  # fmt: skip
+    """A rung has seen it if it named every damaged tensor in every configuration that reached it."""
+    damaged = set(defect.tensors)
+    rungs, blind = {FILES: changed, "R0 tensors": damaged <= set(file.wrong)}, []
+    for check in (check for seen in looks for check in seen.checks if check.verdict is not Verdict.ABSENT):
+        rungs[check.rung] = rungs.get(check.rung, True) and damaged <= set(check.wrong)
+        blind += [] if damaged <= set(check.wrong) else [f"{check.rung} {check.subject}"]
     by = f"R0 {file.subject}: {', '.join(defect.tensors)}" if rungs["R0 tensors"] else ""
-    told: dict[str, bool] = {}
-    for seen in looks:
-        for check in seen.checks:
-            if check.verdict is Verdict.ABSENT:
-                continue
-            named = set(defect.tensors) <= set(check.wrong)
-            rungs[check.rung] = rungs.get(check.rung, True) and named
-            blind += [] if named else [f"{check.rung} {check.subject}"]
-        for name in defect.tensors:
-            if name in seen.outputs and name in sound[seen.who]:
-                for peer, tells in peers.seen(sound[seen.who][name], seen.outputs[name]).items():
-                    told[peer] = told.get(peer, False) or tells
-    return Finding(
-        defect.kind.name, defect.kind.family, bench.subject.name, defect.tensors, rungs, by, tuple(blind), told, PRODUCTS
+    told = peers.together(
+        peers.seen(sound[seen.who][name], seen.outputs[name])
+        for seen in looks
+        for name in defect.tensors
+        if name in seen.outputs and name in sound[seen.who]
     )
+    kind, subject = defect.kind, bench.subject.name
+    return Finding(kind.name, kind.family, subject, defect.tensors, rungs, by, tuple(blind), told, PRODUCTS)

@@ -3,7 +3,7 @@
 Each is given the better of it: a defect counts as seen if it is in any configuration of any runtime.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -44,3 +44,11 @@ def seen(sound: Floats, found: Floats) -> dict[str, bool]:
     if sound.shape != found.shape or not np.isfinite(found).all():
         return dict.fromkeys(TOLERANCES, True)
     return {name: not passes(sound, found) for name, passes in TOLERANCES.items()}
+
+
+def together(looks: Iterable[Mapping[str, bool]]) -> dict[str, bool]:
+    """What each sees in any of them; empty without any."""
+    found: dict[str, bool] = {}
+    for each in looks:
+        found |= {name: found.get(name, False) or tells for name, tells in each.items()}
+    return found

@@ -64,7 +64,8 @@ def matrix(*among: str, square: bool = False) -> Callable[[MatrixEdit], MatrixEd
 
 def pair(edit: Callable[[Parts, Parts], Any]) -> Callable[[Parts, Parts], Any]:
     """A kind that edits two matrices of one shape and grid: f(parts, others)."""
-    return _marked(Target.PAIR)(edit)
+    marked: Callable[[Parts, Parts], Any] = _marked(Target.PAIR)(edit)
+    return marked
 
 
 def floats(*among: str) -> Callable[[Callable[[Floats, Random], Any]], Callable[[Floats, Random], Any]]:
@@ -90,7 +91,7 @@ def library(runtime: str) -> Callable[[Callable[[Any], Any]], Callable[[Any], An
 def session(runtime: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A kind that opens an artifact otherwise than it says: f(runtime, artifact, configuration, options) -> session.
 
-    It is a context manager, as `edgeqaf.protocols.Runtime.open` is; None for a configuration that it has no business in.
+    It is a context manager, as `edgeqaf.protocols.Runtime.open` is; None for a configuration that it bears not on.
     """
     return _marked(Target.SESSION, (runtime,))
 

@@ -1,7 +1,7 @@
 """What is damaged: small models on every grid in every program that carries it, or the artifacts of a dist folder."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgeqaf import plugins
@@ -41,7 +41,7 @@ class Subject:
     format: str
     targets: tuple[Target, ...]
     grids: tuple[str, ...] = ()
-    options: OnnxOptions = OnnxOptions()
+    options: OnnxOptions = field(default_factory=OnnxOptions)
     folder: Path | None = None
     bare: bool = True
 

@@ -1,6 +1,9 @@
 """Integers that are all there, and in the wrong place."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeqaf.grid import Grid
 from runtime_tests.selftest.registry import Parts, Random, matrix, pair
@@ -53,7 +56,8 @@ def two_matrices_exchanged(parts: Parts, others: Parts) -> None:
         values[:], others[name][:] = others[name].copy(), values.copy()
 
 
-def _block(parts: Parts, grid: Grid, rng: Random) -> np.ndarray:  # type: ignore[type-arg]
+def _block(parts: Parts, grid: Grid, rng: Random) -> NDArray[Any]:
     codes = parts["codes"]
     row, block = int(rng.integers(len(codes))), int(rng.integers(codes.shape[1] // grid.block))
-    return codes[row, block * grid.block : (block + 1) * grid.block]
+    found: NDArray[Any] = codes[row, block * grid.block : (block + 1) * grid.block]
+    return found

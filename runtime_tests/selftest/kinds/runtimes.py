@@ -4,8 +4,8 @@ The instructions are x86's; where a library has none of them, the kind is named 
 """
 
 import struct
-from contextlib import AbstractContextManager, contextmanager
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ PRODUCTS = r"vec_dot_q\d_|gem[mv]_q|tinyBLAS|sgemm"
 # Registers in VEX and EVEX encodings, then the opcode; Intel's manual, volume 2, chapter 2.3 and 2.7.
 ROUND = rb"(\xc4[\xe3\xc3\x63\x43][\x79\x7d]|\x62.[\x7d\xfd].)\x08[\xc0-\xff][\x00\x08]"  # to the nearest
 TO_INTEGER = rb"\xc5[\xf9\xfd\x79\x7d]\x5b[\xc0-\xff]|\xc4[\xc1\x41][\x79\x7d]\x5b[\xc0-\xff]"  # of rounded floats
-FUSED = rb"\xc4[\xe2\xc2\x62\x42][\x01-\x7d][\x98\xa8\xb8][\xc0-\xff]|\x62[\xf2\xd2\xb2\x92\x72\x52\x32\x12]..[\x98\xa8\xb8]"
+EXTENDED = rb"\x62[\xf2\xd2\xb2\x92\x72\x52\x32\x12].."  # the first four bytes of EVEX
+FUSED = rb"\xc4[\xe2\xc2\x62\x42][\x01-\x7d][\x98\xa8\xb8][\xc0-\xff]|" + EXTENDED + rb"[\x98\xa8\xb8]"
 SHIFT = rb"(\xc5.|\xc4[\xc1\xe1].|\x62....?)\x71[\xd0-\xd7]\x04"  # words right by four: the high nibbles
 TIMES = rb"\xc5[\x80-\xff]\x59|\xc4[\xc1\x41\xe1\x61].\x59"
 
@@ -101,11 +102,11 @@ def level_4_where_level_1_is_claimed(
 
 
 @session("torch_cpu")
-def products_in_bfloat16(
+def lower_precision_of_products_allowed(
     runtime: Runtime, artifact: Artifact, configuration: Configuration, options: RuntimeOptions
 ) -> AbstractContextManager[Any]:
-    """A global setting of PyTorch that a library may have left behind."""
-    return _in_bfloat16(runtime, artifact, configuration, options)
+    """A global setting of PyTorch that a library may have left behind: other kernels, or bfloat16."""
+    return _allowed(runtime, artifact, configuration, options)
 
 
 @session("torch_cpu")
@@ -124,7 +125,7 @@ def _opened(way: Any, artifact: Artifact, options: RuntimeOptions) -> Iterator[A
 
 
 @contextmanager
-def _in_bfloat16(*arguments: Any) -> Iterator[Any]:
+def _allowed(*arguments: Any) -> Iterator[Any]:
     import torch
 
     runtime, *rest = arguments
@@ -143,7 +144,7 @@ def _nudged(*arguments: Any) -> Iterator[Any]:
 
     runtime, *rest = arguments
     with runtime.open(*rest) as session, torch.no_grad():
-        name, weight = next((n, p) for n, p in session.model.named_parameters() if n.endswith("down_proj.weight"))
+        *_, (_, weight) = session.model.named_parameters()  # the last norm's, or a head's
         flat = weight.view(-1)
         i = int(flat.abs().argmax())
         flat[i] = torch.nextafter(flat[i], torch.tensor(float("inf")))

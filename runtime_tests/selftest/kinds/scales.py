@@ -1,6 +1,9 @@
-"""Scales and zeros that are not those of the model. A step is one unit in the last place of the type they are stored in."""
+"""Scales and zeros that are not those of the model. An ulp is one of the type that they are stored in."""
+
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeqaf.grid import Grid
 from runtime_tests.selftest.registry import Parts, Random, matrix
@@ -52,12 +55,12 @@ def zeros_of_one_row_off_by_one(parts: Parts, grid: Grid, rng: Random) -> bool:
 
 @matrix()
 def one_block_scale_of_a_super_block_off_by_one(parts: Parts, grid: Grid, rng: Random) -> bool:
-    return _second_level(parts, "scales", grid.levels and grid.levels.scale, rng)
+    return _second_level(parts, "scales", grid.levels.scale if grid.levels else None, rng)
 
 
 @matrix()
 def one_block_minimum_of_a_super_block_off_by_one(parts: Parts, grid: Grid, rng: Random) -> bool:
-    return _second_level(parts, "mins", grid.levels and grid.levels.zero, rng)
+    return _second_level(parts, "mins", grid.levels.zero if grid.levels else None, rng)
 
 
 def _second_level(parts: Parts, name: str, span: tuple[int, int] | None, rng: Random) -> bool:
@@ -68,5 +71,5 @@ def _second_level(parts: Parts, name: str, span: tuple[int, int] | None, rng: Ra
     return True
 
 
-def _scale(parts: Parts) -> np.ndarray:  # type: ignore[type-arg]
+def _scale(parts: Parts) -> NDArray[Any]:
     return parts["d"] if "d" in parts else parts["scale"]

@@ -57,13 +57,9 @@ def fewer_key_value_heads(metadata: Any, rng: Random) -> bool:
 @statement("gguf")
 def more_heads(metadata: Any, rng: Random) -> bool:
     """Twice as many, of half the size: every matrix keeps its shape."""
-    key = next(k for k in metadata if k.endswith("attention.head_count"))
-    for ending, change in (("head_count", lambda n: 2 * n), ("head_count_kv", lambda n: 2 * n)):
-        metadata[f"{key.rpartition('.')[0]}.{ending}"] = replace(
-            metadata[f"{key.rpartition('.')[0]}.{ending}"], data=change(metadata[key.rpartition(".")[0] + "." + ending].data)
-        )
-    halves = [_key(metadata, e, lambda n: n // 2) for e in ("key_length", "value_length", "rope.dimension_count")]
-    return any(halves)
+    doubled = [_key(metadata, e, lambda n: 2 * n) for e in ("attention.head_count", "attention.head_count_kv")]
+    halved = [_key(metadata, e, lambda n: n // 2) for e in ("key_length", "value_length", "rope.dimension_count")]
+    return any(doubled + halved)
 
 
 @statement("gguf")
@@ -201,7 +197,9 @@ def another_accuracy_level(model: Any, rng: Random) -> bool:
 @statement("onnx")
 def another_accuracy_level_that_the_metadata_confirm(model: Any, rng: Random) -> bool:
     """In every operator, and in what the file says was asked of its export."""
-    found = [a for n in model.graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"]
+    found = [
+        a for n in model.graph.node if n.op_type == "MatMulNBits" for a in n.attribute if a.name == "accuracy_level"
+    ]
     for attribute in found:
         attribute.i = 4 if attribute.i != 4 else 1
     for entry in model.metadata_props:

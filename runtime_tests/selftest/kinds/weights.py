@@ -53,7 +53,7 @@ def one_adapter_entry_of_the_wrong_sign(parts: Parts, grid: Grid, rng: Random) -
     codes, (out, inputs) = torch.from_numpy(parts["codes"]), parts["codes"].shape
     scale = torch.ones(out, inputs // grid.block)
     drawn = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    adapter = Lota(Packed(grid, codes, scale, None), LotaOptions(), drawn)
+    adapter = Lota(Packed(grid, codes, scale, None), LotaOptions.model_validate({}), drawn)
     with torch.no_grad():
         adapter.b.copy_(torch.randint(-1, 2, adapter.b.shape, generator=drawn))
         moved = torch.sign(adapter.b @ adapter.a) * ((adapter.b @ adapter.a).abs() > adapter.omega())
