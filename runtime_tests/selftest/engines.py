@@ -35,6 +35,7 @@ def kinds(runtime: str) -> list[Kind]:
 
 def ready(runtime: str, asked: Asked, place: Path) -> Iterator[tuple[Artifact, Mapping[str, QTensor]]]:
     """The artifact to be computed with, and its matrices."""
+    keep_quiet()
     sound = prepare(subject(runtime), place, asked.seed)
     yield sound.artifact, dict(sound.model.quantized())
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeqaf import plugins
+from edgeqaf.console import be_quiet
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Configuration, Runtime, RuntimeOptions, Session, Stored, fitting
@@ -139,5 +140,8 @@ def named(check: Check) -> str:
 
 def keep_quiet() -> None:
     """For the rest of this process: engines that get what is damaged say much, and ggml calls a debugger."""
+    be_quiet(True)
     os.environ["GGML_NO_BACKTRACE"] = "1"
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
