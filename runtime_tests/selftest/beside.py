@@ -81,7 +81,11 @@ def _statement(bench: Bench, kind: Kind, place: Path) -> Iterator[Event | Begun]
 
 def _file(bench: Bench, kind: Kind, place: Path) -> Iterator[Event | Begun]:
     artifact = copied(bench.artifact, place)
-    spoiled = kind.apply(opened(artifact), bench.random(kind.name))
+    bytes_of = opened(artifact)
+    if bytes_of is None:
+        yield Missing(bench.subject.name, kind.name, "how this format lies in its bytes is not known here")
+        return
+    spoiled = kind.apply(bytes_of, bench.random(kind.name))
     if not spoiled:
         return
     rungs, by = _read_back(bench, artifact)

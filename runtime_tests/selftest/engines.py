@@ -47,10 +47,7 @@ def try_out(
 
     No looks where there is nothing to change.
     """
-    import torch
-
     keep_quiet()
-    torch.set_num_threads(1)
     found = registry.find(kind) if kind else None
     with tempfile.TemporaryDirectory(prefix="edgeqaf-self-test-") as folder:
         options: RuntimeOptions | None = asked.options

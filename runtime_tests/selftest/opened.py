@@ -54,10 +54,12 @@ def copied(artifact: Artifact, place: Path) -> Artifact:
     return replace(artifact, path=target)
 
 
-def opened(artifact: Artifact) -> Opened:
-    """The matrices of an artifact that are on a grid, by the names they have in it."""
-    quantized = {stored.name for _, stored, _ in artifact.quantized()}
-    return (_folder if artifact.path.is_dir() else _gguf)(artifact.path, quantized)
+def opened(artifact: Artifact) -> Opened | None:
+    """The matrices of an artifact that are on a grid, by their names in it; None for a format not known here."""
+    readers = {"gguf": _gguf, "onnx": _folder}
+    if artifact.format not in readers:
+        return None
+    return readers[artifact.format](artifact.path, {stored.name for _, stored, _ in artifact.quantized()})
 
 
 def _gguf(path: Path, quantized: set[str]) -> Opened:

@@ -17,13 +17,12 @@ from runtime_tests.selftest.registry import Target
 TENSORS = (Target.MATRIX, Target.PAIR)
 BESIDE = (Target.FLOATS, Target.STATEMENT, Target.FILE)
 PROGRAMS = {
-    "gguf": {"": OnnxOptions()},
     "onnx": {
         "": OnnxOptions(),
         "matmulnbits": OnnxOptions(form="matmulnbits"),
         "exact": OnnxOptions("exact", activations="int16"),
     },
-}  # how each format is exported: word in the subject's name -> options
+}  # of formats that are exported in several ways: word in the subject's name -> options
 REPEATED = ("matmulnbits",)  # programs that meet the kernels of another
 ONCE = ("q4_0", "q4_1")  # grids that stand for all in those; the first for what does not depend on a grid as well
 
@@ -58,9 +57,9 @@ class Sound:
 def made_on_the_fly() -> Iterator[Subject]:
     """Every registered grid in every program that carries it."""
     seen: set[str] = set()
-    for format, programs in PROGRAMS.items():
+    for format in plugins.names("exporters"):
         exporter = plugins.find("exporters", format)
-        for word, options in programs.items():
+        for word, options in PROGRAMS.get(format, {"": OnnxOptions()}).items():
             for grid in plugins.names("grids"):
                 if exporter.refuses(plugins.find("grids", grid)) or (word in REPEATED and grid not in ONCE):
                     continue

@@ -1,4 +1,4 @@
-"""What an artifact says beside its tensors is derived again, equal to the last key and node, and each change is named."""
+"""What an artifact says beside its tensors is derived again, to the last key and node, and each change is named."""
 
 import shutil
 from collections.abc import Callable
