@@ -51,20 +51,18 @@ def command(
     from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
     from edgeqaf.staging import staged
-    from runtime_tests import pitfalls
     from runtime_tests import verify as verification
     from runtime_tests.golden.watch import Record
 
+    options = RuntimeOptions(llama_lib, threads, places=places)
     if self_test:
-        beside = {"--require": require, "--against": against, "--record": record, "--check": check, "--junit": junit}
-        _require_alone([flag for flag, value in (beside | {"--places": places}).items() if value])
-        _self_test(dist, runtime, RuntimeOptions(llama_lib, threads), seed, output, json)
+        _require_alone(require=require, against=against, record=record, check=check, junit=junit, places=places)
+        _self_test(dist, runtime, options, seed, output, json)
         return
-    dist = _named(dist)
     _require_sound(record, check, force, listed(require))
-    target = output or dist / "verify.json"
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
-    opened = open_dist(dist)
+    opened = open_dist(_named(dist))
+    target = output or opened.folder / "verify.json"
     claim_report(target, "checks")
     if junit:
         xml.claim(junit)
@@ -72,24 +70,30 @@ def command(
     expected = dict(checkpoint.load(against).quantized()) if against else None
     started = time.monotonic()
     with progress("verify", verification.steps(opened, names)) as advance:
-        options = RuntimeOptions(llama_lib, threads, places=places)
         report = verification.verify(opened, names, options, advance, expected, watch)
     verification.show(report)
     if junit:
         xml.write(report, junit, time.monotonic() - started)
-    met = pitfalls.met(opened.artifacts, names, options)
-    for what, runs in met.items():
-        say(f"known of {', '.join(runs)}: {what}")
-    result = {"root": opened.receipt["root"], **report.as_json(), "known": met}
+    result = {"root": opened.receipt["root"], **report.as_json(), "known": _known(opened, names, options)}
     with staged(target, force=True) as part:
         write_json(part, result)
     if json:
         emit(result)
     verification.require(report, listed(require))
-    passed = len(report.checks) - len(report.absent)
-    say(f"{target}: {passed} checks passed, {len(report.absent)} absent")
+    say(f"{target}: {len(report.checks) - len(report.absent)} checks passed, {len(report.absent)} absent")
     if isinstance(watch, Record):
         say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {dist} --check {record}")
+
+
+def _known(dist: "Dist", names: list[str], options: "RuntimeOptions") -> dict[str, list[str]]:
+    """The pitfalls that these runs meet, said."""
+    from edgeqaf.console import say
+    from runtime_tests import pitfalls
+
+    met = pitfalls.met(dist.artifacts, names, options)
+    for what, runs in met.items():
+        say(f"known of {', '.join(runs)}: {what}")
+    return met
 
 
 def _watch(dist: "Dist", record: Path | None, check: Path | None, force: bool) -> "Watch":
@@ -120,11 +124,13 @@ def _named(dist: Path | None) -> Path:
     return dist
 
 
-def _require_alone(flags: list[str]) -> None:
+def _require_alone(**others: object) -> None:
+    """UsageError for an option that has no meaning beside --self-test."""
     from edgeqaf.errors import UsageError
 
-    if flags:
-        raise UsageError(f"--self-test and {flags[0]} exclude each other", "drop one of the two")
+    for name, value in others.items():
+        if value:
+            raise UsageError(f"--self-test and --{name} exclude each other", "drop one of the two")
 
 
 def _self_test(

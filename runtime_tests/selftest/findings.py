@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from edgeqaf.console import table
+from edgeqaf.console import say, table
 from runtime_tests.selftest.peers import TOLERANCES
+from runtime_tests.tally import listed
 
 FILES = "files"  # the SHA-256 of each file, which sees every change and says nothing of what it means
 RUNGS = ("R0 tensors", "R0 statements", "R1", "R2", "R3", "R4")
@@ -109,13 +110,20 @@ class Report:
         for finding in self.findings:
             by_kind.setdefault(finding.kind, []).append(finding)
         rows = [(kind, *_cells(found)) for kind, found in by_kind.items()]
-        rows.append(("all", *_cells(self.findings)))
-        rows.append(("sound products taken for damaged", "", "", *("" for _ in RUNGS), *self._noise()))
-        heads = (*(rung.replace(" ", "\n") for rung in RUNGS), *(name.replace(" ", "\n") for name in TOLERANCES))
-        table("Self-test", ("defect", "seeded", "caught", *heads), rows)
-
-    def _noise(self) -> list[str]:
-        return [_share(*_noise(self.controls, name)) for name in TOLERANCES]
+        heads = (name.replace(" ", "\n") for name in (*RUNGS, *TOLERANCES))
+        table("Self-test", ("defect", "seeded", "caught", *heads), [*rows, ("all", *_cells(self.findings))])
+        of = [(name, *share(self.findings, name), *_noise(self.controls, name)) for name in TOLERANCES]
+        table(
+            "Tolerances of other projects, on the same outputs",
+            ("tolerance", "sees", "of defects", "takes for damaged", "of sound products"), of,
+        )  # fmt: skip
+        for what in dict.fromkeys(m.what for m in self.missing):
+            same = [m for m in self.missing if m.what == what]
+            say(f"not tried: {what} ({listed([m.subject for m in same])}): {same[0].why}")
+        caught = len(self.findings) - len(self.escaped)
+        say(
+            f"{caught} of {len(self.findings)} defects caught, {len(self.accused)} of {len(self.controls)} false alarms"
+        )
 
 
 def share(findings: Sequence[Finding], tolerance: str) -> tuple[int, int]:
@@ -139,4 +147,4 @@ def _cells(found: Sequence[Finding]) -> list[str]:
 
 
 def _share(part: int, whole: int) -> str:
-    return "-" if not whole else "all" if part == whole else f"{part}/{whole}"
+    return "-" if not whole else "all" if part == whole else f"{100 * part // whole}%"

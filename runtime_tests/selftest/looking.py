@@ -96,16 +96,17 @@ def ways(artifact: Artifact, runtimes: Sequence[str]) -> list[tuple[str, Configu
 
 
 def look(
-    artifact: Artifact, name: str, configuration: Configuration, question: Question, opening: Opening = plainly
-) -> Look:
-    """Climb in this process; what is refused, or absent, becomes a check."""
+    artifact: Artifact, name: str, configuration: Configuration, question: Question, opening: Opening = plainly,
+    few: Some | None = None,
+) -> Look:  # fmt: skip
+    """Climb in this process; what is refused, or absent, becomes a check. few: the tensors asked for, if they were read."""
     runtime: Runtime = plugins.find("runtimes", name)
     who = f"{name} {configuration.name}"
     available = runtime.availability(question.options)
     if available.version is None:
         return Look(who, [Check("R1", who, Verdict.ABSENT, detail=available.reason)])
-    few = replace(artifact, tensors=Some(artifact, question.names))
-    job = Job(name, configuration, few, question.expected, question.options, PROMPTS)
+    asked = replace(artifact, tensors=few or Some(artifact, question.names))
+    job = Job(name, configuration, asked, question.expected, question.options, PROMPTS)
     checks: list[Check] = []
     try:
         with opening(runtime, artifact, configuration, question.options) as session:
@@ -115,7 +116,7 @@ def look(
                 ]  # fmt: skip
             if question.layers:
                 checks += layers.check(replace(job, artifact=artifact), session)
-            outputs = dict(_outputs(few, session))
+            outputs = dict(_outputs(asked, session))
             made = np.concatenate([session.logits(ids) for ids in PROMPTS]) if question.logits else None
     except RuntimeAbsent as absent:
         return Look(who, [*checks, Check("R2", who, Verdict.ABSENT, detail=str(absent))])
