@@ -9,13 +9,13 @@ verify.json           what `edgeqaf verify` found last
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgeqaf import __version__, plugins
+from edgeqaf import plugins
 from edgeqaf.card import MODELFILE, model_card, ollama_takes
 from edgeqaf.checkpoint import FORMAT, MANIFEST, QModel
 from edgeqaf.companions import copy_companions
@@ -28,6 +28,7 @@ from edgeqaf.receipt import files_of, read_receipt
 from edgeqaf.serving import serving
 from edgeqaf.splitnames import names_from
 from edgeqaf.staging import require_space, staged
+from edgeqaf.statements import versions
 
 REFERENCE = "reference"
 
@@ -166,8 +167,14 @@ def _receipt(model: QModel, artifacts: Mapping[str, str], part: Path) -> dict[st
         "format": FORMAT, "kind": "dist", "root": model.root, **kept,
         "artifacts": dict(artifacts), "asked": model.asked.recorded(artifacts),
         "files": {str(p.relative_to(part)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files},
-        "tool": {"edgeqaf": __version__},
+        "tool": versions_of(artifacts),
     }  # fmt: skip
+
+
+def versions_of(formats: Iterable[str]) -> dict[str, str]:
+    """The versions on which what exporters state depends, by package."""
+    found = [versions(plugins.find("exporters", name)) for name in formats]
+    return {package: version for each in found for package, version in each.items()}
 
 
 def tensors_kept_float(model: QModel) -> list[str]:

@@ -49,4 +49,6 @@ class ExportOptions:
 
     def recorded(self, formats: Iterable[str]) -> dict[str, Any]:
         """What the receipt of an export to ``formats`` keeps: format -> how it was made, where there are ways."""
-        return {"onnx": asdict(self.onnx)} if "onnx" in formats else {}
+        named = {"gguf": {"tokenizer_from": self.tokenizer_from.name}} if self.tokenizer_from else {}
+        every = {"onnx": asdict(self.onnx), **named}
+        return {name: every[name] for name in formats if name in every}

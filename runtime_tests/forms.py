@@ -62,7 +62,7 @@ def written_form(q: QTensor, configuration: Configuration, columns: Columns) -> 
         return _half_form(_decoded(q, codes, scale, stored))
     if q.grid.zero is Zero.OFFSET:
         assert stored is not None
-        return _offset_form(q, codes, scale, stored, configuration.offset_form)
+        return _offset_form(q, codes, scale, stored, configuration)
     zero = np.float64(q.grid.centre) if stored is None else stored[..., None]
     if not configuration.split_zero:
         return [(Part(codes - zero, scale),)]
@@ -104,7 +104,8 @@ def last_bit(values: Doubles) -> Doubles:
     return np.where(integers == 0, np.inf, np.ldexp(last, exponent - 24))
 
 
-def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles, form: Form) -> list[Term]:
+def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles, configuration: Configuration) -> list[Term]:
+    form = configuration.offset_form
     if form is Form.DECODED:
         weights = _decoded(q, codes, scale, zero).astype(np.float64)
         return [(Part(weights, np.ones_like(scale), summable=False),)]
@@ -113,7 +114,11 @@ def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles, form
         return [(Part(codes, scale), Part(ones, zero, per_block=True))]
     middle = (q.grid.lo + q.grid.hi + 1) // 2
     centred = (zero + middle * scale).astype(np.float32)  # as the file stores it
-    return [(Part(codes - middle, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
+    offset = (Part(ones, centred.astype(np.float64), per_block=True),)
+    if not configuration.split_zero:
+        return [(Part(codes - middle, scale),), offset]
+    middles = np.broadcast_to(np.float64(q.grid.lo - middle), codes.shape)
+    return [(Part(codes - q.grid.lo, scale),), (Part(middles, scale, per_block=True),), offset]
 
 
 def _two_level_form(q: QTensor, supers: Supers, codes: Doubles, columns: Columns) -> list[Term]:

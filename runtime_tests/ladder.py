@@ -8,30 +8,24 @@ tied them to the model's digests, or those of a model folder the user names.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from math import prod
 from typing import Any
-
-import numpy as np
 
 from edgeqaf import plugins, witness
 from edgeqaf.child import stream
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
-from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, Stored, fitting
-from edgeqaf.qtensor import QTensor, decode
-from edgeqaf.report import Check, Difference, Verdict, compare_bits
-from edgeqaf.runs import cuts
+from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fitting
+from edgeqaf.qtensor import QTensor
+from edgeqaf.report import Check, Difference, Verdict
+from edgeqaf.statements import States, model_of, versions
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests import layers, logits, probes, whole
-from runtime_tests.expected import Quantized
+from runtime_tests import layers, logits, tensors, whole
 from runtime_tests.golden.observation import observe
 from runtime_tests.job import Job, Outcome, subject
-from runtime_tests.probes import culprit
-from runtime_tests.tally import Tally, listed
+from runtime_tests.tally import listed
 
 REFERENCE = "torch_cpu"
 PROGRAM = "interpreter"  # what decides on the bits of a program that has but one result
-AT_ONCE = 2**25  # weights that are decoded at once
 
 
 def at_home() -> list[str]:
@@ -39,9 +33,9 @@ def at_home() -> list[str]:
     return [name for name in plugins.names("runtimes") if not plugins.find("runtimes", name).elsewhere]
 
 
-def check_file(artifact: Artifact, digests: Mapping[str, str]) -> Check:
-    """R0: the artifact holds exactly the tensors whose digests the receipt names."""
-    found = artifact.digests()
+def check_file(artifact: Artifact, digests: Mapping[str, str], found: Mapping[str, str] | None = None) -> Check:
+    """R0: the artifact holds exactly the tensors whose digests the receipt names. found: its own, if they are known."""
+    found = artifact.digests() if found is None else found
     wrong = sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
     sizes = [prod(shape) for _, shape in artifact.outline().values()]
     first = None
@@ -53,6 +47,35 @@ def check_file(artifact: Artifact, digests: Mapping[str, str]) -> Check:
     return Check(
         "R0", artifact.format, verdict, len(found), sum(sizes), len(wrong), "weights", others, first, tuple(wrong)
     )
+
+
+def check_statements(artifact: Artifact, asked: Mapping[str, Any], tool: Mapping[str, str]) -> Check | None:
+    """R0: the artifact says of how it is to be run what our exporter would, from its reference's config and tokenizer.
+
+    asked, tool: as the receipt has them. Other versions than those that made it may write another program for the same
+    model, so then a difference proves nothing. None for a format that states nothing.
+    """
+    exporter = plugins.find("exporters", artifact.format)
+    if not isinstance(exporter, States):
+        return None
+    subject = f"{artifact.format} statements"
+    try:
+        expected, found = exporter.restated(model_of(artifact, asked)), exporter.stated(artifact.path)
+    except EdgeqafError as error:
+        return Check("R0", subject, Verdict.REFUSED, detail=str(error))
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    count, unit = len(expected.keys() | found.keys()), "statements"
+    if not wrong:
+        return Check("R0", subject, Verdict.EXACT, 0, count, 0, unit)
+    here = versions(exporter)
+    if others := [
+        f"{package} {tool.get(package, 'unrecorded')}" for package in here if tool.get(package) != here[package]
+    ]:
+        detail = f"{len(wrong)} of {count} differ, made with {', '.join(others)}: nothing to compare with here"
+        return Check("R0", subject, Verdict.ABSENT, detail=detail)
+    first = Difference(wrong[0], (), *((d.get(wrong[0]) or "not said")[:16] for d in (expected, found)))
+    others_in = f"in {listed(wrong)}" if len(wrong) > 1 else ""
+    return Check("R0", subject, Verdict.DIFFERENT, 0, count, len(wrong), unit, others_in, first, tuple(wrong))
 
 
 def jobs(
@@ -98,7 +121,7 @@ def climb(job: Job) -> Outcome:
     runtime: Runtime = plugins.find("runtimes", job.runtime)
     version = runtime.availability(job.options).version or ""
     with runtime.open(job.artifact, job.configuration, job.options) as session:
-        checks = _tensors(job, session, version)
+        checks = tensors.checks(job, session, version)
         try:
             models = _whole(job, session)
         except Refused as error:  # single matrices run, the model does not
@@ -118,68 +141,3 @@ def _whole(job: Job, session: Session) -> Outcome:
     observed = observe(job, session, made) if job.observed else None
     key = witness.key() if job.runtime == REFERENCE else {}
     return Outcome(checks, made, witness.digest(made), key, observed)
-
-
-def _quantized(job: Job) -> Iterator[tuple[str, Stored, QTensor]]:
-    """(logical name, where it is stored, what it is held against) of each quantized tensor; each is read once."""
-    own = isinstance(job.expected, Quantized) and job.expected.tensors is job.artifact.tensors
-    for name, stored, q in job.artifact.quantized():
-        yield name, stored, q if own else job.expected[name]
-
-
-def _tensors(job: Job, session: Session, version: str) -> list[Check]:
-    """R1 and R2, each tensor in turn."""
-    weights, kernels = Tally(), _Kernels(job, session)
-    for name, stored, q in _quantized(job):
-        _weights(weights, session, name, stored, q)
-        kernels.ask(name, stored, q)
-    return [weights.check("R1", job, version), kernels.check()]
-
-
-def _weights(tally: Tally, session: Session, name: str, stored: Stored, q: QTensor) -> None:
-    """R1: the runtime's own decode of a quantized tensor equals ours."""
-    for first, last in cuts(q.shape, most=AT_ONCE):
-        found, expected = session.weights(stored, slice(first, last)), decode(q.rows(first, last))
-        tally.add(name, expected, found, compare_bits(expected, found), place=partial(_further, first))
-
-
-def _further(first: int, row: int, column: int) -> tuple[int, int]:
-    return first + row, column
-
-
-class _Kernels:
-    """R2: read-back of every weight, and integer probes, through the runtime's own matmul."""
-
-    def __init__(self, job: Job, session: Session) -> None:
-        self._job, self._session, self._tally = job, session, Tally()
-        self._sums = self._certain = 0
-        self._absent: dict[str, RuntimeAbsent] = {}
-
-    def ask(self, name: str, stored: Stored, q: QTensor) -> None:
-        try:
-            self._session.linear(stored, np.zeros((1, q.shape[1]), np.float32))
-        except RuntimeAbsent as reason:  # of this tensor's type and shape; another configuration covers it
-            self._absent[name] = reason
-            return
-        self._tally.tensors.add(name)
-        for batch in probes.batches(q, self._job.configuration):
-            found = self._session.linear(stored, batch.x)
-            different = compare_bits(batch.expected, found) & batch.certified
-            if batch.inputs is None:
-                self._sums, self._certain = (
-                    self._sums + batch.certified.size,
-                    self._certain + int(batch.certified.sum()),
-                )
-                self._tally.add(name, batch.expected, found, different, count=0)
-            else:
-                weights = int((batch.inputs >= 0).sum()) * q.shape[0]
-                self._tally.add(name, batch.expected, found, different, weights, partial(culprit, batch, q, found))
-
-    def check(self) -> Check:
-        """Raises RuntimeAbsent where no tensor could be asked for."""
-        if self._absent and not self._tally.tensors:
-            raise next(iter(self._absent.values()))
-        detail = f"and {self._certain} of {self._sums} probe sums within the exactness budget"
-        if self._absent:
-            detail += f"; {len(self._absent)} tensors have no layout here ({listed(sorted(self._absent))})"
-        return self._tally.check("R2", self._job, detail)

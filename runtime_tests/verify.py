@@ -1,6 +1,6 @@
 """Verify a dist folder: every artifact against the receipt, every runtime against the integers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -9,7 +9,7 @@ from typing import Any
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
 from edgeqaf.console import Advance, table
-from edgeqaf.digest import FLOAT32, file_sha256
+from edgeqaf.digest import FLOAT32, file_sha256, merkle_root
 from edgeqaf.dist import Dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions, fitting
@@ -31,55 +31,84 @@ def verify(
     advance: Advance,
     against: QModel | None = None,
     watch: Watch | None = None,
+    climb: Callable[[Job], Outcome] = ladder.run,
     prompts: bool = True,
 ) -> VerificationReport:
     """R0 for each artifact; then R1 to R4 in each runtime that reads it.
 
+    against: the model to hold the runtimes against; by default the artifact itself, which R0 ties to the receipt.
+    watch:   what else is made of the climbs; by default nothing.
+    climb:   how a job is answered; it is called in threads.
+    prompts: whether whole models run, for R3 and R4.
+    """
+    watch = watch or Watch()
+    climbs = _Climbs(dist, runtimes, options, advance, watch, climb, prompts)
+    found = (climbs.of(artifact, _expected(artifact, against)) for artifact in dist.artifacts)
+    checks = [_check_files(dist), *watch.of_model()]
+    return VerificationReport((*checks, *(check for each in found for check in each)))
+
+
+class _Climbs:
+    """What `verify` does with one artifact after the other.
+
     PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
     run comes second, and the others' bits are held against it. The rest run two at a time.
-    against: the model to hold the runtimes against; by default the artifact itself, which R0 ties to the receipt.
-    watch: what else is made of the climbs; by default nothing. prompts: whether whole models run, for R3 and R4.
     """
-    watch = watch or Watch()
-    names = [name for name in runtimes if name != ladder.REFERENCE]
-    recorded = dist.receipt.get("witness")
-    done = count(1)
 
-    def asked(job: Job) -> Job:
-        return ladder.with_prompts(job, recorded, watch.observes) if prompts else job
+    def __init__(
+        self, dist: Dist, runtimes: Sequence[str], options: RuntimeOptions, advance: Advance, watch: Watch,
+        climb: Callable[[Job], Outcome], prompts: bool,
+    ) -> None:  # fmt: skip
+        self._receipt, self._digests, self._recorded = dist.receipt, dist.digests, dist.receipt.get("witness")
+        self._runtimes, self._options, self._watch = runtimes, options, watch
+        self._climb, self._prompts = climb, prompts
+        self._reference: dict[str, Outcome] = {}
+        self._advance, self._steps = advance, count(1)
 
-    checks = [_check_files(dist), *watch.of_model()]
-    reference: dict[str, Outcome] = {}
-    for artifact in dist.artifacts:
-        own = _expected(artifact, against)
-        file = ladder.check_file(artifact, dist.digests)
-        checks.append(file)
-        advance(next(done), f"R0 {artifact.format}")
-        root = artifact.root
-        if ladder.REFERENCE in runtimes and root not in reference:
-            (job,) = ladder.jobs(artifact, own, [ladder.REFERENCE], options)
+    def _done(self, what: str) -> None:
+        self._advance(next(self._steps), what)
+
+    def of(self, artifact: Artifact, expected: Quantized) -> Iterator[Check]:
+        """All rungs of one artifact."""
+        found = artifact.digests()
+        file = ladder.check_file(artifact, self._digests, found)
+        stated = ladder.check_statements(artifact, self._receipt.get("asked", {}), self._receipt.get("tool", {}))
+        yield from (file, *filter(None, (stated,)))
+        self._done(f"R0 {artifact.format}")
+        root = merkle_root(found)
+        if ladder.REFERENCE in self._runtimes and root not in self._reference:
+            (job,) = self._jobs(artifact, expected, [ladder.REFERENCE])
             assert isinstance(job, Job)
-            reference[root] = ladder.run(asked(job))
-            checks += watch.of_climb(reference[root], file.wrong)
-            if recorded and reference[root].logits:
-                checks.append(_against_witness(artifact, recorded, reference[root]))
-        advance(next(done), ladder.REFERENCE)
-        logits = reference[root].logits if root in reference else []
-        found = list(ladder.jobs(artifact, own, names, options))
-        checks += [job for job in found if isinstance(job, Check)]
-        waiting = [replace(asked(j), reference=logits) for j in found if isinstance(j, Job)]
+            first = self._reference[root] = self._climb(job)
+            yield from self._watch.of_climb(first, file.wrong)
+            if self._recorded and first.logits:
+                yield _against_witness(artifact, self._recorded, first)
+        self._done(ladder.REFERENCE)
+        others = self._jobs(artifact, expected, [name for name in self._runtimes if name != ladder.REFERENCE])
+        yield from (job for job in others if isinstance(job, Check))
+        logits = self._reference[root].logits if root in self._reference else []
+        waiting = [replace(job, reference=logits) for job in others if isinstance(job, Job)]
+        yield from self._others(waiting, file.wrong)
+
+    def _others(self, waiting: list[Job], wrong: Sequence[str]) -> Iterator[Check]:
         decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
         if decider is not None:  # it decides on the bits of the others
-            decided = ladder.run(decider)
-            checks += watch.of_climb(decided, file.wrong)
-            advance(next(done), decided.checks[0].subject)
+            decided = self._climb(decider)
+            yield from self._watch.of_climb(decided, wrong)
+            self._done(decided.checks[0].subject)
             waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for outcome in pool.map(ladder.run, waiting):
-                checks += watch.of_climb(outcome, file.wrong)
-                advance(next(done), outcome.checks[0].subject)
-    return VerificationReport(tuple(checks))
+            for outcome in pool.map(self._climb, waiting):
+                yield from self._watch.of_climb(outcome, wrong)
+                self._done(outcome.checks[0].subject)
+
+    def _jobs(self, artifact: Artifact, expected: Quantized, names: Sequence[str]) -> list[Job | Check]:
+        def asked(job: Job) -> Job:
+            return ladder.with_prompts(job, self._recorded, self._watch.observes) if self._prompts else job
+
+        found = ladder.jobs(artifact, expected, names, self._options)
+        return [asked(job) if isinstance(job, Job) else job for job in found]
 
 
 def _expected(artifact: Artifact, named: QModel | None) -> Quantized:

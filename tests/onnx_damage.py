@@ -5,16 +5,14 @@ from pathlib import Path
 
 import onnx
 
-from exporters.onnx import graph, seal
+from exporters.onnx import graph, statements
 
 
 def edit(path: Path, change: Callable[[onnx.ModelProto], object], whole: onnx.ModelProto | None = None) -> None:
     """Change the program of a folder, or of ``whole`` a copy, and seal it anew."""
-    model = onnx.ModelProto()
-    model.CopyFrom(whole or onnx.load(path / graph.MODEL, load_external_data=False))
-    change(model)
-    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != seal.SEAL}
-    (path / graph.MODEL).write_bytes(seal.sealed(model, entries))
+    if whole is not None:
+        (path / graph.MODEL).write_bytes(whole.SerializeToString())
+    statements.forge(path, change)
 
 
 def initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:

@@ -9,11 +9,12 @@ from edgeqaf.options import Json, LlamaLib, PlacesFolder, claim_report, listed
 
 if TYPE_CHECKING:
     from edgeqaf.dist import Dist
+    from edgeqaf.protocols import RuntimeOptions
     from runtime_tests.golden.watch import Watch
 
 
 def command(
-    dist: Annotated[Path, typer.Argument(help="Dist folder made by export.")],
+    dist: Annotated[Path | None, typer.Argument(help="Dist folder made by export.")] = None,
     runtime: Annotated[str | None, typer.Option(help="Runtimes to ask, comma-separated; default: all.")] = None,
     require: Annotated[
         str | None, typer.Option(help="Rungs, runtimes or golden, that must be reached: R2,llama.cpp")
@@ -38,6 +39,13 @@ def command(
         Path | None, typer.Option("--output", "-o", help="JSON report; default DIST/verify.json.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML report, which CI services show.")] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test", help="Seed defects, in DIST or in small models of every grid, and show that each is caught."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="What --self-test places its defects by.")] = 0,
     json: Json = False,
 ) -> None:
     """Climb the verification ladder: file, weights, kernels, logits; exit 4 on any difference."""
@@ -51,14 +59,18 @@ def command(
     from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
     from edgeqaf.staging import staged
-    from runtime_tests import pitfalls
     from runtime_tests import verify as verification
     from runtime_tests.golden.watch import Record
 
+    options = RuntimeOptions(llama_lib, threads, places=places, limits=Limits(memory, timeout))
+    if self_test:
+        _require_alone(require=require, against=against, record=record, check=check, junit=junit, places=places)
+        _self_test(dist, runtime, options, seed, output, json)
+        return
     _require_sound(record, check, force, up_to, listed(require))
-    target = output or dist / "verify.json"
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
-    opened = open_dist(dist)
+    opened = open_dist(_named(dist))
+    target = output or opened.folder / "verify.json"
     claim_report(target, "checks")
     if junit:
         xml.claim(junit)
@@ -66,24 +78,30 @@ def command(
     model = checkpoint.load(against) if against else None
     started = time.monotonic()
     with progress("verify", verification.steps(opened, names)) as advance:
-        options = RuntimeOptions(llama_lib, threads, places=places, limits=Limits(memory, timeout))
         report = verification.verify(opened, names, options, advance, model, watch, prompts=up_to == "R4")
     verification.show(report)
     if junit:
         xml.write(report, junit, time.monotonic() - started)
-    met = pitfalls.met(opened.artifacts, names, options)
-    for what, runs in met.items():
-        say(f"known of {', '.join(runs)}: {what}")
-    result = {"root": opened.receipt["root"], **report.as_json(), "known": met}
+    result = {"root": opened.receipt["root"], **report.as_json(), "known": _known(opened, names, options)}
     with staged(target, force=True) as part:
         write_json(part, result)
     if json:
         emit(result)
     verification.require(report, listed(require))
-    passed = len(report.checks) - len(report.absent)
-    say(f"{target}: {passed} checks passed, {len(report.absent)} absent")
+    say(f"{target}: {len(report.checks) - len(report.absent)} checks passed, {len(report.absent)} absent")
     if isinstance(watch, Record):
         say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {dist} --check {record}")
+
+
+def _known(dist: "Dist", names: list[str], options: "RuntimeOptions") -> dict[str, list[str]]:
+    """The pitfalls that these runs meet, said."""
+    from edgeqaf.console import say
+    from runtime_tests import pitfalls
+
+    met = pitfalls.met(dist.artifacts, names, options)
+    for what, runs in met.items():
+        say(f"known of {', '.join(runs)}: {what}")
+    return met
 
 
 def _watch(dist: "Dist", record: Path | None, check: Path | None, force: bool) -> "Watch":
@@ -106,3 +124,43 @@ def _require_sound(record: Path | None, check: Path | None, force: bool, up_to: 
         raise UsageError("a golden remembers prompts, which --up-to R2 leaves out", "drop one of the two")
     if not check and "golden" in map(str.lower, required):
         raise UsageError("--require golden needs a golden file", "name it: --check FILE")
+
+
+def _named(dist: Path | None) -> Path:
+    from edgeqaf.errors import UsageError
+
+    if dist is None:
+        raise UsageError("verify needs a dist folder", "name one made by edgeqaf export, or ask for --self-test")
+    return dist
+
+
+def _require_alone(**others: object) -> None:
+    """UsageError for an option that has no meaning beside --self-test."""
+    from edgeqaf.errors import UsageError
+
+    for name, value in others.items():
+        if value:
+            raise UsageError(f"--self-test and --{name} exclude each other", "drop one of the two")
+
+
+def _self_test(
+    dist: Path | None, runtime: str | None, options: "RuntimeOptions", seed: int, output: Path | None, json: bool
+) -> None:
+    from edgeqaf.console import emit, progress
+    from edgeqaf.jsonfile import write_json
+    from edgeqaf.staging import staged
+    from runtime_tests import verify as verification
+    from runtime_tests.selftest import bench
+
+    names = verification.parse_runtimes(runtime, elsewhere=False)
+    if output:
+        claim_report(output, "findings")
+    with progress("self-test", bench.count(dist, names)) as advance:
+        report = bench.run(dist, names, options, seed, advance)
+    report.show()
+    if output:
+        with staged(output, force=True) as part:
+            write_json(part, report.as_json())
+    if json:
+        emit(report.as_json())
+    bench.require(report)

@@ -8,9 +8,9 @@ that file's own frame (`frame`): nothing differs from it but the codes that were
 laid out before any is written (`planned`), and read as one (`split`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from edgeqaf.checkpoint import QModel
 from edgeqaf.companions import FRAME
@@ -19,6 +19,8 @@ from edgeqaf.errors import Refused
 from edgeqaf.grid import Grid, Zero
 from edgeqaf.protocols import Stored, StoredAs
 from edgeqaf.splitnames import split_names
+from edgeqaf.statements import Statements
+from exporters.gguf import statements
 from exporters.gguf.artifact import StoredTensors
 from exporters.gguf.base import ImportedTensors, open_base
 from exporters.gguf.blocks import CARRIERS
@@ -32,6 +34,7 @@ class GGUF:
     """The exporter; see `edgeqaf.protocols.Exporter`."""
 
     filename: ClassVar[str] = "model.gguf"
+    tools: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, grid: Grid) -> str | None:
         if grid.name in CARRIERS:
@@ -66,6 +69,17 @@ class GGUF:
     def read_back(self, path: Path) -> Mapping[str, Stored]:
         """Every logical tensor of a file, or of all of which it is the first, from them alone; each is checked."""
         return StoredTensors(path).check_all()
+
+    def stated(self, path: Path) -> Statements:
+        """`edgeqaf.statements.States`: metadata by key, and rope factors."""
+        return statements.stated(path)
+
+    def restated(self, model: QModel) -> Statements:
+        return statements.restated(_planned(model), model.folder)
+
+    def forge(self, path: Path, change: Callable[[Any], object]) -> None:
+        """change: of the metadata, `exporters.gguf.container.Value` by key."""
+        statements.forge(path, change)
 
     def tensors(self, path: Path) -> ImportedTensors:
         """The tensors of any GGUF file by logical name, read one at a time."""

@@ -14,9 +14,11 @@ initializer.
 With ``profile="exact"`` the folder has the same files, but another program: `exporters.onnx.exact`.
 """
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeqaf import plugins
 from edgeqaf.checkpoint import QModel
@@ -27,11 +29,15 @@ from edgeqaf.exportoptions import ACTIVATIONS, OnnxOptions
 from edgeqaf.grid import Grid
 from edgeqaf.jsonfile import read_json, write_json
 from edgeqaf.protocols import Stored, StoredAs
+from edgeqaf.statements import Statements
 from exporters.onnx import everyday
 from exporters.onnx import parts as layout
 from exporters.onnx.architecture import check
 from exporters.onnx.genai import genai_config
 from exporters.onnx.linear import Kind, few_bits
+
+if TYPE_CHECKING:
+    from exporters.onnx.data import Data
 
 SETTINGS_BYTES = 1_300  # of genai_config.json
 
@@ -40,6 +46,7 @@ class OnnxExporter:
     """Exporter of ONNX folders; the protocol is `edgeqaf.protocols.Exporter`."""
 
     filename: ClassVar[str] = "onnx"
+    tools: ClassVar[tuple[str, ...]] = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
 
     def refuses(self, grid: Grid) -> str | None:
         """Why ONNX cannot carry ``grid`` exactly, or None if it can."""
@@ -62,31 +69,74 @@ class OnnxExporter:
 
     def export(self, model: QModel, path: Path) -> Path:
         """Write the folder ``path``. The graph is built first, so a refusal leaves nothing behind."""
-        from exporters.onnx.data import placed, write
-        from exporters.onnx.exact.build import prepare
-        from exporters.onnx.graph import DATA, MODEL, build
-        from exporters.onnx.trace import OPERATORS, trace
+        from exporters.onnx.data import write
+        from exporters.onnx.graph import DATA
 
-        kept, asked = _kept(model), model.asked.onnx
-        prepared = prepare(model, kept) if asked.profile == "exact" else None
-        traced = prepared.traced if prepared else trace(model.config, OPERATORS)
-        program = prepared.program if prepared else build(traced, kept, asked)
+        made = _made(model)
         path.mkdir()
-        copy_companions(model.folder, path)
-        generation = model.folder / "generation_config.json"
-        generated = read_json(generation) if generation.is_file() else {}
-        write_json(
-            path / "genai_config.json", genai_config(model.config, generated, traced, MODEL, asked.accuracy_level)
-        )
-        (path / MODEL).write_bytes(program)
-        write(path / DATA, prepared.data if prepared else placed(kept, asked.form), model.tensors)
+        made.write(model, path)
+        write(path / DATA, made.data, model.tensors)
         return path
+
+    def stated(self, path: Path) -> Statements:
+        """`edgeqaf.statements.States`: the program node by node, and the further files."""
+        from exporters.onnx import statements
+
+        return statements.stated(path)
+
+    def restated(self, model: QModel) -> Statements:
+        from exporters.onnx import statements
+
+        with tempfile.TemporaryDirectory() as folder:
+            _made(model).write(model, Path(folder))
+            return statements.stated(Path(folder))
+
+    def forge(self, path: Path, change: Callable[[Any], object]) -> None:
+        """change: of the program, an onnx.ModelProto."""
+        from exporters.onnx import statements
+
+        statements.forge(path, change)
 
     def read_back(self, path: Path) -> Mapping[str, Stored]:
         """Every tensor of the folder by logical name; see `exporters.onnx.reader`."""
         from exporters.onnx.reader import read_back
 
         return read_back(path)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """All that a folder holds before its data is written. settings: of genai_config.json."""
+
+    program: bytes
+    settings: Mapping[str, Any]
+    data: "Data"
+
+    def write(self, model: QModel, path: Path) -> None:
+        """Everything but the data, into a folder that is there."""
+        from exporters.onnx.graph import MODEL
+
+        copy_companions(model.folder, path)
+        write_json(path / "genai_config.json", self.settings)
+        (path / MODEL).write_bytes(self.program)
+
+
+def _made(model: QModel) -> _Made:
+    from exporters.onnx.data import placed
+    from exporters.onnx.exact.build import prepare
+    from exporters.onnx.graph import MODEL, build
+    from exporters.onnx.trace import OPERATORS, trace
+
+    kept, asked = _kept(model), model.asked.onnx
+    prepared = prepare(model, kept) if asked.profile == "exact" else None
+    traced = prepared.traced if prepared else trace(model.config, OPERATORS)
+    generation = model.folder / "generation_config.json"
+    generated = read_json(generation) if generation.is_file() else {}
+    return _Made(
+        prepared.program if prepared else build(traced, kept, asked),
+        genai_config(model.config, generated, traced, MODEL, asked.accuracy_level),
+        prepared.data if prepared else placed(kept, asked.form),
+    )
 
 
 def _kept(model: QModel) -> dict[str, Kind]:

@@ -116,7 +116,7 @@ def load(folder: Path | None, variant: str = "", gpu: str = "") -> Library:
 def _open(build: Build) -> Library:
     folder = build.folder
     try:
-        files = _folder_files(folder) if folder else [_package_file()]
+        files = _folder_files(folder) if folder else [package_file()]
         c = [ctypes.CDLL(str(file)) for file in files][-1]
         for name, (result, arguments) in structs.SIGNATURES.items():
             function = getattr(c, name)
@@ -141,7 +141,7 @@ def _release(c: Any, folder: Path | None) -> str:
     return f"{package}llama.cpp {llama}, ggml {ggml} (commit {commit})"
 
 
-def _package_file() -> Path:
+def package_file() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     places = spec.submodule_search_locations if spec else None
     files = sorted(Path(next(iter(places))).glob(f"{PACKAGE}*.so")) if places else []

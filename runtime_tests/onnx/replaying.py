@@ -78,7 +78,7 @@ class ReplayingSession(OnnxSession):
                 "attention_mask": np.ones((1, length), np.int64),
                 "position_ids": np.arange(length - len(ids), length)[None],
             }
-            found = model.run({**heads, **cache})
+            found = self._answer(model, {**heads, **cache})
             logits.append(found["logits"][0])
             for linear in group:
                 seen[linear.name].append(tuple(found[v].reshape(len(ids), -1) for v in (linear.x, linear.y)))
@@ -111,7 +111,7 @@ class ReplayingSession(OnnxSession):
             (into,) = loaded.inputs
 
             def run(x: Floats) -> tuple[Floats, Floats]:
-                found = loaded.run({into: x[None]})
+                found = self._answer(loaded, {into: x[None]})
                 return found.get(linear.x, x[None])[0], found[linear.y][0]
 
             self._paths[q.grid.name, case] = identify(run, q, case.rows, case.threads)

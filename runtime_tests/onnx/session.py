@@ -63,7 +63,7 @@ class OnnxSession:
             graph = cut.sliced(cut_exact.decoding(self._proto, stored.name), rows)
         else:
             graph = cut.decoding(self._proto, stored.name, rows)
-        (decoded,) = self._loaded(graph).run({}).values()
+        (decoded,) = self._answer(self._loaded(graph), {}).values()
         return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
@@ -83,7 +83,7 @@ class OnnxSession:
         loaded = self._cut[1]
         (name,) = loaded.inputs
         chunks = np.array_split(np.ascontiguousarray(x, np.float32), -(-len(x) // ROWS))  # even, so never one row left
-        return np.concatenate([y[0] for chunk in chunks for y in loaded.run({name: chunk[None]}).values()])
+        return np.concatenate([y[0] for chunk in chunks for y in self._answer(loaded, {name: chunk[None]}).values()])
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         """Logits after each token of one sequence: [len(tokens), vocab]."""
@@ -135,7 +135,7 @@ class OnnxSession:
         """Run the whole model on new tokens [batch, new] after ``cache``: the logits and the cache after them."""
         positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
         heads = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        made = self._whole.run({**heads, **cache})
+        made = self._answer(self._whole, {**heads, **cache})
         return made.pop("logits"), {name.replace("present", "past_key_values", 1): part for name, part in made.items()}
 
     def _empty_cache(self, batch: int) -> dict[str, Floats]:
@@ -182,6 +182,16 @@ class OnnxSession:
                 "this build cannot verify fused kernels; use the version in constraints.txt",
             )
         return loaded
+
+    def _answer(self, loaded: Loaded, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Every output by name; Refused for a model that loads and does not run."""
+        try:
+            return loaded.run(feeds)
+        except EdgeqafError:
+            raise
+        except Exception as error:  # as in `_loaded`
+            reason = str(error).strip().splitlines()[0]
+            raise Refused(f"ONNX Runtime does not run {self._folder}: {reason}", "export the model again") from error
 
     def _loaded(self, model: Any, optimized: Path | None = None) -> Loaded:
         """Load a model file, or a graph cut from it whose weights stay in the folder's data file."""

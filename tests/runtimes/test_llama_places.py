@@ -5,21 +5,22 @@ The quick ones run always, the others in `make matrix`.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from defects import one_code_off_by_one, one_scale_one_ulp_off
 from on_grid import on_grid
 from test_llama_cpp import written
 
 from edgeqaf import checkpoint, plugins
 from edgeqaf.checkpoint import QModel
+from edgeqaf.digest import Tensor
 from edgeqaf.errors import Refused, RuntimeAbsent
+from edgeqaf.parts import join, split
 from edgeqaf.protocols import Artifact, Configuration, Form, RuntimeOptions
-from edgeqaf.qtensor import decode
+from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.quantize import quantize
 from edgeqaf.report import Check, Verdict, compare_bits
 from runtime_tests import ladder, layers
@@ -29,6 +30,9 @@ from runtime_tests.ggml.forward.reproduction import SETTINGS
 from runtime_tests.ggml.tap import Seen
 from runtime_tests.place import emulator
 from runtime_tests.runtimes import llama_cpp_x86
+from runtime_tests.selftest.damage import random
+from runtime_tests.selftest.kinds.scales import one_scale_one_ulp_off
+from runtime_tests.selftest.kinds.weights import one_code_off_by_one
 
 NAMES = ("llama_cpp_arm", "llama_cpp_vulkan", "llama_cpp_x86")
 QUICK = ("cortex-a76 armv8.2_2 repack", "sse42 plain", "haswell plain", "haswell repack")
@@ -110,6 +114,13 @@ def test_every_rung(
         assert found["R3"].compared == rows * sum(q.shape[0] for q in expected.values())
 
 
+def with_defect(q: Tensor, kind: Callable[..., object]) -> QTensor:
+    assert isinstance(q, QTensor)
+    parts = {name: array.copy() for name, array in split(q).items()}
+    kind(parts, q.grid, random(0, kind.__name__))
+    return join(q.grid, parts)
+
+
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if "vulkan" in n else ()) for n in ONE])
 @pytest.mark.parametrize("base", ["q4_0"], indirect=True)
 def test_a_seeded_defect_is_named(name: str, base: QModel, tmp_path: Path, places: Path):
@@ -118,7 +129,7 @@ def test_a_seeded_defect_is_named(name: str, base: QModel, tmp_path: Path, place
         "model.layers.0.mlp.up_proj.weight": one_code_off_by_one,
         "model.layers.1.self_attn.q_proj.weight": one_scale_one_ulp_off,  # its rows are permuted
     }
-    tensors = {n: damaged[n](base.tensors[n]) if n in damaged else base.tensors[n] for n in base.tensors}
+    tensors = {n: with_defect(base.tensors[n], damaged[n]) if n in damaged else base.tensors[n] for n in base.tensors}
     artifact = exported(QModel(base.config, tensors, base.folder), tmp_path)
     configuration = next(c for c in plugins.find("runtimes", name).configurations if c.name == ONE[name])
     job = ladder.Job(name, configuration, artifact, dict(base.quantized()), RuntimeOptions(places=places), PROMPTS)
