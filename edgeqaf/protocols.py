@@ -150,7 +150,7 @@ class Form(Enum):
     TWO_TERM = (
         "dot with (code - z) * scale and dot with (zero + z * scale), z the middle code, each rounded, then added"
     )
-    HALF = "weights decoded to float32 and rounded to float16, as the activations are, then multiplied"
+    HALF = "weights decoded to float32 and rounded to float16, as the activations are, then multiplied and added there"
 
 
 @dataclass(frozen=True)
