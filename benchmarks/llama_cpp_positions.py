@@ -4,11 +4,12 @@
     edgeqaf export base -o dist --format gguf
     python benchmarks/llama_cpp_positions.py dist/model.gguf --text ../shared/data/tinystories_10k.txt --kit KIT
 
-KIT is a folder of llama.cpp as `make kits` fetches it (.venv/kits/package/bins/linux-x64); each of its CPU variants has
-a process of its own. The text is cut into windows, of 256 and of 48 tokens by turns, each evaluated in one piece (flash
-attention goes by tiles in the long ones, and by rows in the short ones) and followed by eight tokens one by one. Printed
-for each model, variant, way of holding the matrices and setting: positions, logits, those that differ; values of the
-operations before them, those that differ; seconds, the library's own two runs included; and products of weights a second.
+KIT is a folder of llama.cpp as `make kits` fetches it (.venv/kits/package/bins/linux-x64); each of its CPU variants
+has a process of its own. The text is cut into windows, of 256 and of 48 tokens by turns, each evaluated in one piece
+(flash attention goes by tiles in the long ones, and by rows in the short ones) and followed by eight tokens one by one.
+Printed for each model, variant, way of holding the matrices and setting: positions, logits, those that differ; values
+of the operations before them, those that differ; seconds, the library's own two runs included; and products of weights
+a second.
 """
 
 import argparse
@@ -56,8 +57,9 @@ def measure(path: Path, text: Path, kit: Path, threads: int, repack: bool, posit
             for made in session.reproduce(window, MORE, expected):
                 ended = time.monotonic()
                 different = int(compare_bits(made.expected, made.found).sum())
-                yield made.setting, Counter(positions=len(made.found), logits=made.found.size, wrong=different,
-                                            before=made.compared, wrong_before=made.differing), ended - began  # fmt: skip
+                counted = Counter(positions=len(made.found), logits=made.found.size, wrong=different)
+                counted.update(before=made.compared, wrong_before=made.differing)
+                yield made.setting, counted, ended - began
                 began = ended
 
 
