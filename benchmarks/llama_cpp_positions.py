@@ -27,7 +27,7 @@ from edgeqaf.errors import RuntimeAbsent
 from edgeqaf.protocols import Artifact, RuntimeOptions
 from edgeqaf.report import compare_bits
 
-WINDOWS, MORE, READ = (256, 48), 8, 2_000_000  # tokens; tokens; characters of the text
+WINDOWS, MORE, READ = (256, 48), 8, 6  # tokens, tokens, characters to a position
 Counts = tuple[str, Counter[str], float]  # setting, what was counted, seconds
 
 
@@ -52,7 +52,7 @@ def measure(path: Path, text: Path, kit: Path, threads: int, place: str, positio
     configuration = next(c for c in runtime.configurations if c.name == place)
     expected = {name: q for name, _, q in artifact.quantized()}
     with runtime.open(artifact, configuration, RuntimeOptions(kit, threads)) as session:
-        tokens = session.encode(text.read_text("utf-8")[:READ])
+        tokens = session.encode(text.read_text("utf-8")[: READ * positions])
         for window in windows(tokens, positions):
             began = time.monotonic()
             for made in session.reproduce(window, MORE, expected):
