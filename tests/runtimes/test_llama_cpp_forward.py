@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_kernel_emulators import VARIANTS
-from test_layers import exported, job
+from test_layers import EXPORTER, exported, job
 from test_llama_cpp import LIB, OPTIONS, RUNTIME, available
 
 from edgeqaf.child import stream
@@ -30,13 +30,14 @@ from runtime_tests.ggml.forward.rotation import Rope
 from runtime_tests.ggml.library import load
 from runtime_tests.ggml.matmul import Cpu
 from runtime_tests.ggml.operation import compute
+from runtime_tests.ggml.quantize import quantize as quantize_file
 
 pytestmark = pytest.mark.skipif(available.version is None, reason=available.reason)
 OLD = {"x64": "plain C with SSE2", "sse42": "SSE", "sandybridge": "AVX", "ivybridge": "AVX with F16C",
        "piledriver": "AVX with FMA", "haswell": "AVX2 with FMA", "alderlake": "AVX2 with FMA"}  # fmt: skip
 ALWAYS = ("x64", "haswell", "skylakex")  # the others are slow tests
 HEADS = (8, 16, 20, 32, 64, 80, 128)
-PROMPTS = ([5], [5, 900, 77, 13, 2041, 300, 8, 8], [7 * i % 4000 for i in range(70)])  # one row, rows, tiles
+PROMPTS = ([5], [5, 90, 77, 13, 241, 300, 8, 8], [7 * i % 500 for i in range(70)])  # one row, rows, tiles
 GRIDS = ("q4_0", "q4_1", "q8_0")
 HIDDEN, INNER, HEADS_Q, HEADS_KV, HEAD = 64, 96, 4, 2, 16  # of the tiny model, two layers
 
@@ -290,3 +291,34 @@ def test_a_model_too_large_is_said_to_be(plain: Artifact, monkeypatch: pytest.Mo
     assert found.verdict is Verdict.ABSENT
     positions = sum(len(prompt) + whole.MORE for prompt in PROMPTS)
     assert f"not computed again: {positions} positions x 323,904 weights are more than 1,000 products" in found.detail
+
+
+@pytest.mark.parametrize("file", ["storyteller-6m-gguf/storyteller-Q4_0", "storyteller-6m-gguf/storyteller-Q4_K_M"])
+def test_files_of_llama_cpps_quantizer_are_exact(file: str, shared: Path, configuration: Configuration) -> None:
+    """Q4_0, Q4_K and Q6_K, the embedding's rows among them."""
+    path = shared / "models" / f"{file}.gguf"
+    artifact = Artifact("gguf", path, EXPORTER.read_back(path), path.parent)
+    found = asked(artifact, configuration, [list(range(40, 40 + n)) for n in (1, 8, 33, 70)])
+    assert [(c.verdict, c.differing) for c in found] == [(Verdict.EXACT, 0)] * len(SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["stories260K", "tinystories656k", "storyteller-6m"])
+@variants
+def test_real_models_are_exact_on_every_cpu(
+    name: str, variant: str, shared: Path, libllama: Path, tmp_path: Path
+) -> None:
+    """stories260K by llama.cpp's quantizer: rows of 172 inputs fill no vector, and their matrix stays float16."""
+    source, folder = shared / "models" / name, folder_of(variant, libllama, tmp_path)
+    if name == "stories260K":
+        path = tmp_path / "model.gguf"
+        quantize_file(folder, source / f"{name}.gguf", path, "Q4_0", threads=1, pure=True, imatrix=None)
+        artifact = Artifact("gguf", path, EXPORTER.read_back(path), tmp_path)
+    else:
+        artifact = exported(quantize(source, tmp_path / "base", "q4_0", "absmax"), tmp_path)
+    try:
+        found = list(stream(f"llama.cpp, {variant}", whole_models, folder, [artifact]))
+    except RuntimeAbsent as absent:
+        pytest.skip(absent.cause)
+    assert found == [(Verdict.EXACT, reason) for _, reason in found]
+    assert len(found) == len(RUNTIME.configurations) * len(SETTINGS)
