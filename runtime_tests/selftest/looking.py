@@ -99,7 +99,7 @@ def look(
     artifact: Artifact, name: str, configuration: Configuration, question: Question, opening: Opening = plainly,
     few: Some | None = None,
 ) -> Look:  # fmt: skip
-    """Climb in this process; what is refused, or absent, becomes a check. few: tensors already read."""
+    """Climb in this process; what is refused, or absent, becomes a check. few: the tensors, if they were read."""
     runtime: Runtime = plugins.find("runtimes", name)
     who = f"{name} {configuration.name}"
     available = runtime.availability(question.options)

@@ -109,9 +109,10 @@ def fault(line: str, complete: bool, commands: dict[str, object]) -> str | None:
             return f"{name} needs a value"
     if positional > len(places) and not any(p.nargs == -1 for p in places):
         return f"{path} takes {len(places)} arguments, not {positional}"
-    missing = [p.name for p in known.values() if p.required and p.name not in given]
-    if complete and "config" not in given and (positional < len(places) or missing):
-        return f"{path} needs {', '.join([p.name for p in places[positional:]] + missing)}"
+    missing = [p.name for p in places[positional:] if p.required]
+    missing += [p.name for p in known.values() if p.required and p.name not in given]
+    if complete and "config" not in given and missing:
+        return f"{path} needs {', '.join(missing)}"
     return None
 
 
@@ -127,7 +128,7 @@ def test_command_lines_are_the_ones_there_are(page):
     [
         ("quantise m -o x", "no such command"), ("quantize m -o x --gird q4_0", "no option --gird"),
         ("quantize m", "needs output"), ("quantize m -o", "-o needs a value"), ("diff a b c", "takes 2 arguments"),
-        ("devices fir m", "no such command"), ("verify", "needs dist"),
+        ("devices fir m", "no such command"), ("merge -o x", "needs run"),
     ],
 )  # fmt: skip
 def test_this_test_sees_a_wrong_command_line(line, cause):
