@@ -86,10 +86,10 @@ def key() -> dict[str, str]:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "cpu": f"{_processor()}, {capability}", "threads": "1"}
+    return {"torch": torch.__version__, "cpu": f"{processor()}, {capability}", "threads": "1"}
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name: math libraries choose their kernels, and so the order of sums, by it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()

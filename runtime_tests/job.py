@@ -47,4 +47,9 @@ class Outcome:
 
 def subject(job: Job) -> str:
     """How reports name a job."""
-    return f"{job.runtime} {job.configuration.name} on {job.artifact.format}"
+    return named(job.runtime, job.configuration.name, job.artifact.format)
+
+
+def named(runtime: str, configuration: str, format: str) -> str:
+    """How reports name what was asked; of a runtime as a whole, ``configuration`` is ""."""
+    return f"{runtime} {configuration} on {format}" if configuration else f"{runtime} on {format}"

@@ -23,7 +23,7 @@ from edgeqaf.report import Check, Difference, Verdict, compare_bits
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests import layers, logits, probes
 from runtime_tests.golden.observation import observe
-from runtime_tests.job import Job, Outcome, subject
+from runtime_tests.job import Job, Outcome, named, subject
 from runtime_tests.tally import Tally, listed
 
 REFERENCE = "torch_cpu"
@@ -61,7 +61,7 @@ def jobs(
             continue
         availability = runtime.availability(options)
         if availability.version is None:
-            yield Check("R1", f"{name} on {artifact.format}", Verdict.ABSENT, detail=availability.reason)
+            yield Check("R1", named(name, "", artifact.format), Verdict.ABSENT, detail=availability.reason)
             continue
         for configuration in fitting(runtime, artifact):
             yield Job(name, configuration, artifact, expected, options)

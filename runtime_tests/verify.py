@@ -1,6 +1,6 @@
 """Verify a dist folder: every artifact against the receipt, every runtime against the integers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -30,6 +30,7 @@ def verify(
     advance: Advance,
     expected: Mapping[str, QTensor] | None = None,
     watch: Watch | None = None,
+    climb: Callable[[Job], Outcome] = ladder.run,
 ) -> VerificationReport:
     """R0 for each artifact; then R1 to R4 in each runtime that reads it.
 
@@ -37,7 +38,8 @@ def verify(
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
     run comes second, and the others' bits are held against it. The rest run two at a time.
     expected: tensors to hold the runtimes against; by default those of the artifact itself, which R0
-    ties to the receipt's digests. watch: what else is made of the climbs; by default nothing.
+    ties to the receipt's digests. watch: what else is made of the climbs; by default nothing. climb: how a job
+    is answered; it is called in threads.
     """
     watch = watch or Watch()
     names = [name for name in runtimes if name != ladder.REFERENCE]
@@ -54,7 +56,7 @@ def verify(
         if ladder.REFERENCE in runtimes and root not in reference:
             (job,) = ladder.jobs(artifact, own, [ladder.REFERENCE], options)
             assert isinstance(job, Job)
-            reference[root] = ladder.run(ladder.with_prompts(job, recorded, observed=watch.observes))
+            reference[root] = climb(ladder.with_prompts(job, recorded, observed=watch.observes))
             checks += watch.of_climb(reference[root], file.wrong)
             if recorded and reference[root].logits:
                 checks.append(_against_witness(artifact, recorded, reference[root]))
@@ -65,12 +67,12 @@ def verify(
         waiting = [ladder.with_prompts(j, recorded, logits, watch.observes) for j in found if isinstance(j, Job)]
         decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
         if decider is not None:  # it decides on the bits of the others
-            decided = ladder.run(decider)
+            decided = climb(decider)
             checks += watch.of_climb(decided, file.wrong)
             advance(next(done), decided.checks[0].subject)
             waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for outcome in pool.map(ladder.run, waiting):
+            for outcome in pool.map(climb, waiting):
                 checks += watch.of_climb(outcome, file.wrong)
                 advance(next(done), outcome.checks[0].subject)
     return VerificationReport(tuple(checks))

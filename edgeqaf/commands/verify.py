@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    dist: Annotated[Path, typer.Argument(help="Dist folder made by export.")],
+    dists: Annotated[
+        list[Path], typer.Argument(metavar="DIST...", help="Dist folder made by export; several with --matrix.")
+    ],
     runtime: Annotated[str | None, typer.Option(help="Runtimes to ask, comma-separated; default: all.")] = None,
     require: Annotated[
         str | None, typer.Option(help="Rungs, runtimes or golden, that must be reached: R2,llama.cpp")
@@ -23,12 +25,17 @@ def command(
         Path | None, typer.Option(help="Add digests of what each runtime computed to this golden file, if all passed.")
     ] = None,
     check: Annotated[Path | None, typer.Option(help="Hold each runtime against its entry in this golden file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Let --record replace entries that differ.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --record replace entries that differ, and --matrix climb all again.")
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Every runtime on every folder, as one HTML page; goes on where it was.")
+    ] = False,
     llama_lib: LlamaLib = None,
     places: PlacesFolder = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads each runtime may use.")] = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON report; default DIST/verify.json.")
+        Path | None, typer.Option("--output", "-o", help="JSON report, default DIST/verify.json; matrix.html.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML report, which CI services show.")] = None,
     json: Json = False,
@@ -47,6 +54,14 @@ def command(
     from runtime_tests import verify as verification
     from runtime_tests.golden.watch import Record
 
+    if matrix:
+        from runtime_tests.matrix import run
+
+        run.refuse_beside(against=against, record=record, check=check, junit=junit)
+        options = RuntimeOptions(llama_lib, threads, places=places)
+        wanted = listed(require)
+        return run.run(dists, runtime, options, output or Path("matrix.html"), wanted, force=force, json=json)
+    dist = _only(dists)
     _require_sound(record, check, force, listed(require))
     target = output or dist / "verify.json"
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
@@ -76,6 +91,14 @@ def command(
     say(f"{target}: {passed} checks passed, {len(report.absent)} absent")
     if isinstance(watch, Record):
         say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {dist} --check {record}")
+
+
+def _only(dists: list[Path]) -> Path:
+    from edgeqaf.errors import UsageError
+
+    if len(dists) > 1:
+        raise UsageError(f"{len(dists)} dist folders are named", "verify one, or all of them with --matrix")
+    return dists[0]
 
 
 def _watch(dist: "Dist", record: Path | None, check: Path | None, force: bool) -> "Watch":

@@ -1,0 +1,97 @@
+"""The ladder on every model, by way of the store, and the matrix that comes of it."""
+
+import platform
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+import psutil
+
+from edgeqaf import __version__, witness
+from edgeqaf.console import Advance
+from edgeqaf.dist import Dist
+from edgeqaf.protocols import RuntimeOptions
+from edgeqaf.report import Check, VerificationReport
+from runtime_tests import verify
+from runtime_tests.golden.isa import machine
+from runtime_tests.job import Job, Outcome, subject
+from runtime_tests.matrix.cells import Cell, Column, Finding, Matrix, Row, lettered
+from runtime_tests.matrix.plan import Plan, jobs, plan
+from runtime_tests.matrix.store import Store, climbed
+
+
+class Climber:
+    """Answers jobs out of the store or anew, tells of each new one, and remembers the digests of their logits."""
+
+    def __init__(self, store: Store, advance: Advance) -> None:
+        self._store, self._advance = store, advance
+        self._lock = threading.Lock()
+        self.logits: dict[str, str] = {}
+        self.new = self.kept = 0
+
+    def __call__(self, job: Job) -> Outcome:
+        found, new = climbed(self._store, job)
+        with self._lock:
+            self.logits[subject(job)] = found.outcome.digest if found.outcome.checks[-1].rung == "R4" else ""
+            self.new, self.kept = self.new + new, self.kept + (not new)
+            if new:
+                self._advance(self.new, f"{subject(job)}, {found.seconds:.0f} s")
+        return found.outcome
+
+
+def missing(dists: Sequence[Dist], names: Sequence[str], options: RuntimeOptions, store: Store) -> int:
+    """How many climbs are not kept."""
+    return sum(not store.has(job) for dist in dists for job in jobs(dist, names, options))
+
+
+def climb(
+    dists: Sequence[Dist], names: Sequence[str], options: RuntimeOptions, climber: Climber
+) -> tuple[Matrix, list[VerificationReport]]:
+    """Every cell, and the report of each folder."""
+    asked = plan(dists, names, options)
+    found: dict[tuple[Row | None, Column], list[Finding]] = {}
+    reports = []
+    for dist in dists:
+        climber.logits.clear()
+        report = verify.verify(dist, names, options, lambda done, note="": None, climb=climber)
+        for row, finding in _placed(report.checks, asked, asked.labels[dist.folder], climber.logits):
+            found.setdefault((row, asked.folders[dist.folder]), []).append(finding)
+        reports.append(report)
+    return _matrix(asked, found, options), reports
+
+
+def _placed(
+    checks: Sequence[Check], asked: Plan, folder: str, logits: Mapping[str, str]
+) -> Iterator[tuple[Row | None, Finding]]:
+    """Each check with its row: that of its subject, or of the runtime it is about as a whole; R0 has none."""
+    for check in checks:
+        if check.rung == "R0":
+            yield None, Finding(check, folder)
+            continue
+        words = check.subject.split()
+        row = asked.subjects.get(check.subject) or next(
+            row for name, row in asked.subjects.items() if (name.split()[0], name.split()[-1]) == (words[0], words[-1])
+        )
+        yield row, Finding(check, folder, logits.get(check.subject, "") if check.rung == "R4" else "")
+
+
+def _matrix(asked: Plan, found: Mapping[tuple[Row | None, Column], list[Finding]], options: RuntimeOptions) -> Matrix:
+    cells: dict[tuple[Row, Column], Cell] = {}
+    for column in asked.columns:
+        own = lettered(Cell(tuple(found.get((row, column), ()))) for row in asked.rows)
+        cells |= {(row, column): cell for row, cell in zip(asked.rows, own, strict=True)}
+    files = {column: Cell(tuple(found.get((None, column), ()))) for column in asked.columns}
+    return Matrix(asked.rows, asked.columns, files, cells, _about(options))
+
+
+def _about(options: RuntimeOptions) -> dict[str, str]:
+    """The circumstances, for people."""
+    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": f"{witness.processor()}, {psutil.cpu_count()} logical cores, {memory:.0f} GiB",
+        "instruction set": machine(),
+        "system": f"{platform.platform()}, Python {platform.python_version()}",
+        "edgeqaf": __version__,
+        "threads": str(options.threads),
+    }
