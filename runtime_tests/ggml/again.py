@@ -12,22 +12,20 @@ from edgeqaf.qtensor import QTensor
 from edgeqaf.replay import Product
 from runtime_tests.ggml.emulate.envelope import envelope
 from runtime_tests.ggml.emulate.paths import Path
-from runtime_tests.ggml.file import GgufFile
+from runtime_tests.ggml.engine import Engine
 from runtime_tests.ggml.identify import identify
-from runtime_tests.ggml.matmul import Cpu, Matrix
 from runtime_tests.ggml.tap import Seen
 
-Case = tuple[int, tuple[int, int], int, int]  # ggml's type, shape, buffer type, rows
+Case = tuple[int, tuple[int, int], bool, int]  # ggml's type, shape, whether repacked, rows
 
 
 class Again:
     """Products of one artifact. A kernel is identified once for each type, shape, place and number of rows."""
 
-    def __init__(self, cpu: Cpu, file: GgufFile, artifact: Artifact) -> None:
-        self._cpu, self._file, self._artifact = cpu, file, artifact
+    def __init__(self, engine: Engine, artifact: Artifact) -> None:
+        self._engine, self._artifact = engine, artifact
         nothing = np.empty(0, np.float32)  # a stored tensor is read anew each time; here its place will do
         self._stored = {s.name: (name, replace(s, tensor=nothing)) for name, s, _ in artifact.quantized()}
-        self._extra = cpu.buffer_types(repack=True)
         self._paths: dict[Case, Path | None] = {}
 
     def product(self, seen: Seen, expected: Mapping[str, QTensor]) -> Product:
@@ -40,33 +38,26 @@ class Again:
         name, stored = self._stored[seen.name]
         q = expected[name]
         found = stored.in_logical_order(seen.y.T).T
-        path, type_name = self._path(seen), self._file.tensor(seen.name).type_name
+        path, type_name = self._path(seen), self._engine.type_name(seen.name)
         if path is None:
-            place, rows = "repacked" if self._repacked(seen) else "plain", len(seen.x)
+            place, rows = "repacked" if seen.repacked else "plain", len(seen.x)
             where = f"{type_name} {place}, {rows} row{'s' if rows > 1 else ''}"
             return Product(name, where, found, *envelope(q, seen.x))
         return Product(name, f"{type_name} {path.name}", found, path.product(q, seen.x))
 
     def _path(self, seen: Seen) -> Path | None:
-        case = seen.type, seen.shape, seen.buffer, len(seen.x)
+        case = seen.type, seen.shape, seen.repacked, len(seen.x)
         if case not in self._paths:
             self._paths[case] = self._identified(seen)
         return self._paths[case]
 
     def _identified(self, seen: Seen) -> Path | None:
         """By the file's own integers, whatever the model is held against."""
-        tensor, stored = self._file.tensor(seen.name), self._artifact.tensors[self._stored[seen.name][0]]
+        stored = self._artifact.tensors[self._stored[seen.name][0]]
         assert isinstance(stored.tensor, QTensor)
-        matrix = Matrix(self._cpu, tensor, self._repacked(seen))
 
         def multiply(x: Floats) -> Floats:
-            y: Floats = stored.in_logical_order(matrix.multiply(x).T).T
+            y: Floats = stored.in_logical_order(self._engine.multiply(seen.name, x, seen.repacked).T).T
             return y
 
-        try:
-            return identify(multiply, tensor.type_name, stored.tensor, len(seen.x))
-        finally:
-            matrix.close()
-
-    def _repacked(self, seen: Seen) -> bool:
-        return seen.buffer in self._extra
+        return identify(multiply, self._engine.type_name(seen.name), stored.tensor, len(seen.x))

@@ -2,8 +2,9 @@
 
 A folder holds ``libggml-base``, ``libggml``, ``libllama`` and one or more ``libggml-cpu-VARIANT``
 (as the npm packages ``@node-llama-cpp/*`` ship them); the variant with the best score for this CPU
-is loaded, and a process keeps it for life. xllamacpp has everything in one file. Symbols are kept
-local to each library, so that both may live in one process; two folders may not, because the
+is loaded unless one is named, and a process keeps it for life. A GPU's code, where the folder has it
+(``libggml-vulkan``, ``libggml-cuda``), is loaded when it is asked for. xllamacpp has everything in one file. Symbols
+are kept local to each library, so that both may live in one process; two folders may not, because the
 system's loader would mix files of the same name.
 """
 
@@ -21,7 +22,20 @@ from runtime_tests.ggml import structs
 PACKAGE = "xllamacpp"
 # In the order in which they depend on each other; the last also resolves the symbols of the others.
 LIBRARIES = ("libggml-base*.so", "libggml-cpu.so", "libggml.so", "libggml.v*.so", "libllama.so", "libllama.v*.so")
-_loaded: dict[Path | None, "Library"] = {}
+_loaded: dict["Build", "Library"] = {}
+
+
+@dataclass(frozen=True)
+class Build:
+    """Which llama.cpp: the folder that holds it (None: xllamacpp), and what of it is used.
+
+    variant: of the CPU's code, e.g. "haswell"; "": the one that suits this processor best.
+    gpu:     the GPU backend that computes, e.g. "vulkan", "cuda"; "": the CPU does.
+    """
+
+    folder: Path | None = None
+    variant: str = ""
+    gpu: str = ""
 
 
 class Log:
@@ -51,19 +65,29 @@ class Library:
     """A loaded llama.cpp.
 
     c:       its functions, typed by `structs.SIGNATURES`.
-    version: llama.cpp's and ggml's version and commit, and ``cpu``.
+    release: llama.cpp's and ggml's version and commit.
     cpu:     the variant of the CPU's kernels, or the features they are built with.
     context: the layout of ``llama_context_params`` that fits it.
     device:  its CPU device.
     log:     what it said last.
+    gpu:     the GPU that computes, or None.
     """
 
     c: Any
-    version: str
+    release: str
     cpu: str
     context: type[structs.ParamsStruct]
     device: int
     log: Log
+    gpu: int | None = None
+
+    @property
+    def version(self) -> str:
+        """``release``, and the processor that computes."""
+        if self.gpu is None:
+            return f"{self.release}, CPU {self.cpu}"
+        name, card = (f(self.gpu).decode() for f in (self.c.ggml_backend_dev_name, self.c.ggml_backend_dev_description))
+        return f"{self.release}, {name} {card}"
 
     def proc(self, name: str, kind: Any) -> Any:
         """The optional function ``name`` of the CPU backend as a ``kind``, or None."""
@@ -72,23 +96,25 @@ class Library:
         return kind(address) if address else None
 
 
-def load(folder: Path | None) -> Library:
-    """The llama.cpp in ``folder``, or xllamacpp's if None; loaded once per process.
+def load(folder: Path | None, variant: str = "", gpu: str = "") -> Library:
+    """The llama.cpp of a `Build`; loaded once per process.
 
-    Raises RuntimeAbsent when there is none, or none that this binding understands.
+    Raises RuntimeAbsent when there is none, none that this binding understands, or not that part of it.
     """
-    key = folder.resolve() if folder else None
-    if key not in _loaded:
-        others = [str(other) for other in _loaded if other is not None]
-        if key is not None and others:
+    build = Build(folder.resolve() if folder else None, variant, gpu)
+    if build not in _loaded:
+        others = [other.folder for other in _loaded if other.folder is not None]
+        if build.folder is not None and others:
             raise RuntimeAbsent(
-                f"{key}: this process already uses the llama.cpp in {others[0]}", "use one libllama folder per process"
+                f"{build.folder}: this process already uses the llama.cpp in {others[0]}",
+                "use one libllama folder per process",
             )
-        _loaded[key] = _open(key)
-    return _loaded[key]
+        _loaded[build] = _open(build)
+    return _loaded[build]
 
 
-def _open(folder: Path | None) -> Library:
+def _open(build: Build) -> Library:
+    folder = build.folder
     try:
         files = _folder_files(folder) if folder else [_package_file()]
         c = [ctypes.CDLL(str(file)) for file in files][-1]
@@ -97,22 +123,22 @@ def _open(folder: Path | None) -> Library:
             function.restype, function.argtypes = result, arguments
         context, log = _context_layout(c), Log()
         c.llama_log_set(log.callback, None)  # ggml's too
-        variant = _load_variant(c, folder)
+        variant = _load_variant(c, folder, build.variant)
+        gpu = _load_gpu(c, folder, build.gpu) if build.gpu else None
         c.llama_backend_init()
-        library = Library(c, "", variant, context, c.ggml_backend_dev_by_type(structs.DEVICE_CPU), log)
-        library = replace(library, cpu=variant or _features(library))
-        return replace(library, version=_version(library, folder))
+        cpu = c.ggml_backend_dev_by_type(structs.DEVICE_CPU)
+        library = Library(c, _release(c, folder), variant, context, cpu, log, gpu)
+        return replace(library, cpu=variant or _features(library))
     except (OSError, AttributeError, ImportError, ValueError) as error:  # ValueError: a null pointer read
         raise RuntimeAbsent(
             f"{folder or PACKAGE}: {error}", "use a libllama folder for this machine, or install edgeqaf[llama]"
         ) from None
 
 
-def _version(library: Library, folder: Path | None) -> str:
+def _release(c: Any, folder: Path | None) -> str:
     package = f"{PACKAGE} {importlib.metadata.version(PACKAGE)}, " if folder is None else ""
-    c = library.c
     llama, ggml, commit = (f().decode() for f in (c.llama_version, c.ggml_version, c.ggml_commit))
-    return f"{package}llama.cpp {llama}, ggml {ggml} (commit {commit}), CPU {library.cpu}"
+    return f"{package}llama.cpp {llama}, ggml {ggml} (commit {commit})"
 
 
 def _package_file() -> Path:
@@ -160,19 +186,35 @@ def _context_layout(c: Any) -> type[structs.ParamsStruct]:
     )
 
 
-def _load_variant(c: Any, folder: Path | None) -> str:
-    """Register the best CPU variant in ``folder`` and return its name; "" if the CPU code is built in."""
+def _load_variant(c: Any, folder: Path | None, named: str) -> str:
+    """Register a CPU variant of ``folder``, the best if none is named; its name, "" if the CPU code is built in."""
     if c.ggml_backend_dev_by_type(structs.DEVICE_CPU):
         return ""
-    files = sorted(folder.glob("libggml-cpu*.so")) if folder else []
+    files = sorted(folder.glob(f"libggml-cpu-{named}.so" if named else "libggml-cpu*.so")) if folder else []
     scores = {file: _score(file) for file in files}
     best = max(files, key=lambda file: scores[file], default=None)
+    if named and best and not scores[best]:
+        raise RuntimeAbsent(
+            f"this processor lacks instructions that llama.cpp's code for {named} needs", "verify on one that has them"
+        )
     if best is None or not scores[best] or not c.ggml_backend_load(str(best).encode()):
         raise RuntimeAbsent(
-            f"{folder}: none of its {len(files)} libggml-cpu variants runs on this CPU",
+            f"{folder}: none of its {len(files)} libggml-cpu{named and '-'}{named} variants runs on this CPU",
             "use a llama.cpp built for this machine",
         )
     return best.stem.removeprefix("libggml-cpu-")
+
+
+def _load_gpu(c: Any, folder: Path | None, name: str) -> int:
+    """Register the backend ``name`` of ``folder``, and return its first device."""
+    files = sorted(folder.glob(f"libggml-{name}*.so")) if folder else []
+    if not files:
+        raise RuntimeAbsent(f"{folder or PACKAGE} has no libggml-{name}", "name a llama.cpp folder that has it")
+    registry = c.ggml_backend_load(str(files[0]).encode())
+    if not registry or not c.ggml_backend_reg_dev_count(registry):
+        raise RuntimeAbsent(f"{files[0]} finds no device", "install the driver of the GPU")
+    device: int = c.ggml_backend_reg_dev_get(registry, 0)
+    return device
 
 
 def _score(variant: Path) -> int:

@@ -21,8 +21,8 @@ class Cpu:
     """llama.cpp's CPU backend with a fixed number of threads."""
 
     def __init__(self, library: Library, threads: int) -> None:
-        self.library = library
-        self.backend = library.c.ggml_backend_dev_init(library.device, None)
+        self.library, self.device = library, library.device
+        self.backend = library.c.ggml_backend_dev_init(self.device, None)
         set_threads = library.proc("ggml_backend_set_n_threads", structs.SetThreads)
         if set_threads:
             set_threads(self.backend, threads)
@@ -43,13 +43,29 @@ class Cpu:
         return found
 
 
+class Gpu:
+    """The GPU backend of a llama.cpp: matrices lie in the GPU's memory, in one layout."""
+
+    def __init__(self, library: Library) -> None:
+        assert library.gpu is not None
+        self.library, self.device = library, library.gpu
+        self.backend = library.c.ggml_backend_dev_init(self.device, None)
+
+    def close(self) -> None:
+        self.library.c.ggml_backend_free(self.backend)
+
+    def buffer_types(self, repack: bool) -> list[int]:
+        """The GPU's own, and no others."""
+        return [] if repack else [self.library.c.ggml_backend_dev_buffer_type(self.device)]
+
+
 class Matrix:
     """A stored matrix in a backend buffer, ready to be multiplied with.
 
     Raises RuntimeAbsent if ``repack`` is asked for and no extra buffer takes this type and shape.
     """
 
-    def __init__(self, cpu: Cpu, tensor: FileTensor, repack: bool) -> None:
+    def __init__(self, cpu: Cpu | Gpu, tensor: FileTensor, repack: bool) -> None:
         self._cpu, self._c = cpu, cpu.library.c
         self._out, self._in = tensor.shape
         self._context: int | None = None
@@ -88,7 +104,7 @@ class Matrix:
         probe = self._arena(tensors=2)
         x = self._c.ggml_new_tensor_2d(probe, structs.TYPE_F32, self._in, 1)
         product = self._c.ggml_mul_mat(probe, self._weight, x)
-        supported = self._c.ggml_backend_dev_supports_op(self._cpu.library.device, product)
+        supported = self._c.ggml_backend_dev_supports_op(self._cpu.device, product)
         self._c.ggml_free(probe)
         return bool(supported)
 

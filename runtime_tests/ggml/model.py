@@ -1,9 +1,9 @@
 """A whole model in llama.cpp, with every setting that could change a bit held fixed.
 
-CPU only, flash attention off, keys and values cached in float32, one sequence, batches of at most
-`BATCH` tokens, and a cleared cache before each prompt: the same file gives the same logits on every
-run, whatever the thread count or the cache size. What remains free is the shape of the batch: a
-prompt evaluated at once and the same prompt token by token meet different kernels, and may differ.
+One device (the CPU, or the GPU of the library), flash attention off, keys and values cached in float32, one sequence,
+batches of at most `BATCH` tokens, and a cleared cache before each prompt: the same file gives the same logits on every
+run, whatever the thread count or the cache size (`Model.varied` is there to see it). What remains free is the shape of
+the batch: a prompt evaluated at once and the same prompt token by token meet different kernels, and may differ.
 """
 
 import ctypes
@@ -20,20 +20,25 @@ from runtime_tests.ggml.library import Library
 from runtime_tests.ggml.tap import Tap
 
 BATCH = 512  # tokens evaluated at once, at most
+ALL_LAYERS = 1 << 20  # more than a model has
 
 
 class Model:
-    """A GGUF model loaded by llama.cpp. Raises Refused, with llama.cpp's reason, if it will not load."""
+    """A GGUF model loaded by llama.cpp. Raises Refused, with llama.cpp's reason, if it will not load.
 
-    def __init__(self, library: Library, path: Path, repack: bool, threads: int) -> None:
-        self._library, self._c, self._path, self._threads = library, library.c, path, threads
+    rows: of activations that one graph computes at most (``n_ubatch``); a longer batch is cut. None: `BATCH`.
+    """
+
+    def __init__(self, library: Library, path: Path, repack: bool, threads: int, rows: int | None = None) -> None:
+        self._library, self._c, self._path = library, library.c, path
+        self._threads, self._rows = threads, rows
         self._context: int | None = None
         self._capacity = 0
         self._tap: Tap | None = None
-        no_devices = (ctypes.c_void_p * 1)()  # a list that ends at once: no GPU even where one is built in
+        devices = (ctypes.c_void_p * 2)(library.gpu)  # a list that ends with a null: no other GPU
         params = self._c.llama_model_default_params()
-        params.devices = ctypes.addressof(no_devices)
-        params.n_gpu_layers = 0
+        params.devices = ctypes.addressof(devices)
+        params.n_gpu_layers = 0 if library.gpu is None else ALL_LAYERS
         params.check_tensors = True
         params.use_extra_bufts = repack
         library.log.clear()
@@ -85,6 +90,17 @@ class Model:
             yield
         finally:
             self._tap = None
+            self._close_context()
+
+    @contextmanager
+    def varied(self, threads: int, rows: int) -> Iterator[None]:
+        """Compute with so many threads, and rows of activations at once, inside the block."""
+        self._close_context()
+        before, (self._threads, self._rows) = (self._threads, self._rows), (threads, rows)
+        try:
+            yield
+        finally:
+            self._threads, self._rows = before
             self._close_context()
 
     def encode(self, text: str) -> list[int]:
@@ -165,12 +181,12 @@ class Model:
         self._close_context()
         params = self._c.llama_context_default_params()
         params.n_ctx = capacity
-        params.n_batch = params.n_ubatch = BATCH
+        params.n_batch, params.n_ubatch = BATCH, self._rows or BATCH
         params.n_outputs_max_per_seq = 0  # as many as the batch has tokens
         params.n_threads = params.n_threads_batch = self._threads
         params.flash_attn_type = structs.FLASH_ATTENTION_OFF
         params.type_k = params.type_v = structs.TYPE_F32
-        params.offload_kqv = params.op_offload = False
+        params.offload_kqv = params.op_offload = self._library.gpu is not None
         if self._tap:
             params.cb_eval = ctypes.cast(self._tap.callback, ctypes.c_void_p)
         self._library.log.clear()

@@ -10,7 +10,7 @@ fused in one piece no longer are. Whoever taps compares the logits with those of
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from ctypes import POINTER, Structure, c_char, c_int, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
 
@@ -50,14 +50,14 @@ class Seen:
 
     name:   of the matrix in the file.
     type:   its ``enum ggml_type``; shape: [out, in].
-    buffer: the buffer type it lies in, as an address (`runtime_tests.ggml.matmul.Cpu.buffer_types`).
+    repacked: whether it lies in one of the CPU's extra buffers (`runtime_tests.ggml.matmul.Cpu.buffer_types`).
     x, y:   activations float32 [m, in] and outputs float32 [m, out]: copies.
     """
 
     name: str
     type: int
     shape: tuple[int, int]
-    buffer: int
+    repacked: bool
     x: Floats
     y: Floats
 
@@ -65,17 +65,18 @@ class Seen:
 class Tap:
     """Tells ``see`` of each product with a quantized matrix, while its `callback` is a context's ``cb_eval``.
 
+    extra: the buffer types in which a matrix is repacked.
     Raises RuntimeAbsent for a library whose tensors are laid out in an unknown way. An error that ``see`` raises stops
     the run; `reraise` hands it on, since no exception gets through llama.cpp.
     """
 
-    def __init__(self, library: Library, see: Callable[[Seen], None]) -> None:
+    def __init__(self, library: Library, see: Callable[[Seen], None], extra: Collection[int] = ()) -> None:
         if not fits(library):
             raise RuntimeAbsent(
                 f"{library.version} lays out its tensors in a way that this version of edgeqaf does not know",
                 "use the xllamacpp version that edgeqaf[llama] names, or a libllama folder of about that age",
             )
-        self._c, self._see = library.c, see
+        self._c, self._extra, self._see = library.c, extra, see
         self._error: BaseException | None = None
         self.callback = EvalCallback(self._called)
 
@@ -106,7 +107,7 @@ class Tap:
         inputs, out = matrix.ne[0], matrix.ne[1]
         kind = self._c.ggml_backend_buffer_get_type(matrix.buffer)
         return Seen(
-            matrix.name.decode(), matrix.type, (out, inputs), kind,
+            matrix.name.decode(), matrix.type, (out, inputs), kind in self._extra,
             _values(x).reshape(-1, inputs).copy(), _values(node).reshape(-1, out).copy(),
         )  # fmt: skip
 

@@ -15,64 +15,46 @@ Absent means RuntimeAbsent, with what is missing and how to get it.
 
 import itertools
 import json
-import os
 import platform
 import shutil
-import subprocess
 import sys
-import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeqaf.errors import Refused, RuntimeAbsent
+from runtime_tests import place as base
 from runtime_tests.onnx import cut, worker
 from runtime_tests.onnx.worker import Arrays, Setting
 
 HERE = Path(__file__).parent
-REMEDY = "make places fetches it; name the folder with --places"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an ONNX Runtime is.
+class Place(base.Place):
+    """Where an ONNX Runtime is. providers: the execution providers that its models run on."""
 
-    command, environment: start its worker.
-    providers: the execution providers that its models run on.
-    emulated: whether its processor is, and so does not depend on this machine's.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
     providers: tuple[Any, ...] = ("CPUExecutionProvider",)
-    emulated: bool = False
 
     @contextmanager
     def open(self) -> Iterator["Engine"]:
         """Start the worker; it ends with the block."""
-        with tempfile.TemporaryFile() as log:
-            environment = {**os.environ, **self.environment}
-            process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
-            )
-            try:
-                yield Engine(self, process, log)
-            finally:
-                process.kill()
-                process.communicate()
+        with self.started() as running:
+            yield Engine(self, running)
 
 
 class Engine:
-    """A running worker."""
+    """A running worker, and the models that it holds."""
 
-    def __init__(self, place: Place, process: "subprocess.Popen[bytes]", log: Any) -> None:
-        self._place, self._process, self._log = place, process, log
+    def __init__(self, place: Place, running: base.Worker) -> None:
+        self._place, self._worker = place, running
         self._numbers = itertools.count()
+        self._forgotten: list[int] = []  # models that nobody here holds any more
 
     def load(self, model: str | bytes, setting: Setting) -> "Remote":
         """Load a model from its path or bytes; raises Refused with what the worker says."""
@@ -89,36 +71,43 @@ class Engine:
         """Of the worker's ONNX Runtime."""
         return str(self.ask({"op": "greet"})[0]["version"])
 
+    def holds(self) -> int:
+        """How many models the worker holds."""
+        return int(self.ask({"op": "greet"})[0]["sessions"])
+
+    def forget(self, number: int) -> None:
+        """Let the worker drop a model, before it does anything else. (Garbage may be collected amid a message.)"""
+        self._forgotten.append(number)
+
     def ask(self, message: Mapping[str, Any], arrays: Arrays | None = None) -> tuple[dict[str, Any], Arrays]:
         """Send a message, wait for its answer; raises Refused if the worker fails or dies."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
+        while self._forgotten:
+            self._exchange({"op": "drop", "session": self._forgotten.pop()}, {})
+        return self._exchange(message, arrays)
+
+    def _exchange(self, message: Mapping[str, Any], arrays: Arrays | None) -> tuple[dict[str, Any], Arrays]:
         try:
-            worker.write(stdin, message, arrays)
-            answer = worker.read(stdout)
+            worker.write(self._worker.stdin, message, arrays)
+            answer = worker.read(self._worker.stdout)
         except BrokenPipeError:
             answer = None
         if answer is None:
-            raise Refused(f"{self._place.name}: the worker died (exit {self._process.wait()}): {self._last_words()}")
+            raise self._worker.died()
         if "error" in answer[0]:
             raise Refused(f"{self._place.name}: {answer[0]['error'].splitlines()[0]}")
         return answer
 
-    def _last_words(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-
 
 class Remote:
-    """A model that a worker holds; the same names as `worker.Loaded`."""
+    """A model that a worker holds, as long as this is held; the same names as `worker.Loaded`."""
 
     def __init__(self, engine: Engine, number: int, about: Mapping[str, Any]) -> None:
         self._engine, self._number = engine, number
+        weakref.finalize(self, engine.forget, number).atexit = False
         self.inputs: dict[str, list[Any]] = about["inputs"]
         self.outputs: list[str] = about["outputs"]
         self.rewritten_by: list[str] | None = about["rewritten_by"]
+        self.threads: int | None = about["threads"]
 
     def run(self, feeds: Mapping[str, Any]) -> Arrays:
         """Every output by name."""
@@ -154,7 +143,7 @@ def _wheel(package: str, **more: Any) -> Callable[[str, Path | None], Place]:
     """Another onnxruntime package in this Python."""
 
     def find(name: str, folder: Path | None) -> Place:
-        return Place(name, _here(name, folder).command, {"PYTHONPATH": str(_part(folder, package))}, **more)
+        return Place(name, _here(name, folder).command, {"PYTHONPATH": str(base.part(folder, package))}, **more)
 
     return find
 
@@ -166,13 +155,14 @@ def _openvino(**options: Any) -> Callable[[str, Path | None], Place]:
 
 
 def _webgpu(name: str, folder: Path | None) -> Place:
-    package, vulkan = _part(folder, "onnxruntime-webgpu-1.27.0"), _part(folder, "swiftshader")
+    package, vulkan = base.part(folder, "onnxruntime-webgpu-1.27.0"), base.part(folder, "swiftshader")
     environment = {
         "PYTHONPATH": str(package),
         "VK_ICD_FILENAMES": str(vulkan / "vk_swiftshader_icd.json"),
         "LD_LIBRARY_PATH": str(vulkan),
     }
-    return Place(name, _here(name, folder).command, environment, ("WebGpuExecutionProvider", "CPUExecutionProvider"))
+    providers = ("WebGpuExecutionProvider", "CPUExecutionProvider")
+    return Place(name, _here(name, folder).command, environment, providers=providers)
 
 
 def _x86(model: str) -> Callable[[str, Path | None], Place]:
@@ -181,7 +171,7 @@ def _x86(model: str) -> Callable[[str, Path | None], Place]:
     def find(name: str, folder: Path | None) -> Place:
         if platform.machine() != "x86_64":
             raise RuntimeAbsent(f"{name}: this Python is not for x86-64 but for {platform.machine()}", "use another")
-        emulator = _emulator("qemu-x86_64-static", folder)
+        emulator = base.emulator("qemu-x86_64-static", folder)
         plain = {"OPENBLAS_CORETYPE": "Nehalem"}  # numpy's kernels, where the user's environment asks for newer ones
         return Place(name, (emulator, "-cpu", model, *_here(name, folder).command), plain, emulated=True)
 
@@ -192,36 +182,20 @@ def _arm(model: str) -> Callable[[str, Path | None], Place]:
     """An arm64 Python on an emulated processor."""
 
     def find(name: str, folder: Path | None) -> Place:
-        root, emulator = _part(folder, "aarch64"), _emulator("qemu-aarch64-static", folder)
-        python = str(next(root.glob("usr/bin/python3.*")))
-        command = (emulator, "-L", str(root / "cpu" / model), "-cpu", model, python, str(HERE / "worker.py"))
-        return Place(name, command, {"PYTHONPATH": str(root / "wheels")}, emulated=True)
+        python, wheels = base.arm64_python(model, folder)
+        return Place(name, (*python, str(HERE / "worker.py")), {"PYTHONPATH": wheels}, emulated=True)
 
     return find
 
 
 def _node(package: str) -> Callable[[str, Path | None], Place]:
     def find(name: str, folder: Path | None) -> Place:
-        modules, node = _part(folder, "node_modules"), shutil.which("node")
+        modules, node = base.part(folder, "node_modules"), shutil.which("node")
         if node is None:
             raise RuntimeAbsent(f"{name}: no node on the PATH", "install Node.js 20 or newer")
         return Place(name, (node, str(HERE / "worker.mjs"), str(modules), package))
 
     return find
-
-
-def _emulator(program: str, folder: Path | None) -> str:
-    installed = shutil.which(program)
-    return installed or str(_part(folder, "qemu") / program)
-
-
-def _part(folder: Path | None, part: str) -> Path:
-    """A part of the folder of places."""
-    if folder is None:
-        raise RuntimeAbsent("no folder of places is named", REMEDY)
-    if not (folder / part).exists():
-        raise RuntimeAbsent(f"{folder} has no {part}", REMEDY)
-    return (folder / part).resolve()
 
 
 _KNOWN: dict[str, Callable[[str, Path | None], Place]] = {

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeqaf import witness
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
 from edgeqaf.protocols import Stored
 from edgeqaf.qtensor import QTensor
 from edgeqaf.tokenizer import Tokenizer
+from edgeqaf.vary import THREADS, Varied
 from runtime_tests.onnx import cut, cut_exact
 from runtime_tests.onnx.worker import Setting
 
@@ -29,6 +31,7 @@ class Loaded(Protocol):
 
     inputs: dict[str, list[Any]]
     rewritten_by: list[str] | None
+    threads: int | None
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Every output by name."""
@@ -38,7 +41,7 @@ Load = Callable[[str | bytes, Setting], Loaded]
 
 
 class OnnxSession:
-    """One folder in one ONNX Runtime; the protocol is `edgeqaf.protocols.Session`.
+    """One folder in one ONNX Runtime; the protocols are `edgeqaf.protocols.Session` and `edgeqaf.vary.Varies`.
 
     load:    loads a model, given as its path or its bytes; raises whatever its runtime does.
     setting: how every model is loaded.
@@ -72,6 +75,7 @@ class OnnxSession:
             level = self._setting.get("config", {}).get(LEVEL, "1")
             linear = cut_exact.linear if self._exact else partial(cut.linear, level=level)
             graph = linear(self._proto, stored.name)
+            self._cut = None  # before the next is loaded, not after
             self._cut = (stored.name, self._seen_fused(graph, stored.name) if self._unfused else self._loaded(graph))
         loaded = self._cut[1]
         (name,) = loaded.inputs
@@ -95,6 +99,13 @@ class OnnxSession:
         """Greedy continuation of each prompt, in order, up to and without the end token."""
         for start in range(0, len(prompts), BATCH):
             yield from self._generate(prompts[start : start + BATCH], max_new_tokens)
+
+    def vary(self, prompts: Sequence[Sequence[int]]) -> Iterator[Varied]:
+        """By threads alone, and only as far as the runtime takes the number; the model is loaded once for each."""
+        for threads in THREADS:
+            other = OnnxSession(self._folder, self._load, {**self._setting, "threads": threads})
+            if other._whole.threads == threads:
+                yield Varied(threads, None, witness.digest([other.logits(tokens) for tokens in prompts]))
 
     def _generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """One batch, padded on the left so that all prompts end together."""

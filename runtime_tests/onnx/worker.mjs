@@ -110,14 +110,17 @@ async function run(session, arrays) {
 const sessions = new Map();
 
 async function answer(message, arrays) {
-  if (message.op === 'greet') return [{version: ort.env.versions[web ? 'web' : 'node'] ?? ort.env.versions.common}];
+  if (message.op === 'greet') {
+    return [{version: ort.env.versions[web ? 'web' : 'node'] ?? ort.env.versions.common, sessions: sessions.size}];
+  }
   if (message.op === 'load') {
     printed = [];
     const session = await load(message, arrays);
     const changed = printed.map((line) => line.match(/GraphTransformer (\S+) modified: 1/)?.[1]).filter(Boolean);
     sessions.set(message.session, session);
     const inputs = Object.fromEntries(session.inputMetadata.map((i) => [i.name, i.shape]));
-    return [{inputs, outputs: session.outputNames, rewritten_by: web ? changed : null}];
+    const threads = web ? ort.env.wasm.numThreads : message.setting.threads ?? 1;
+    return [{inputs, outputs: session.outputNames, rewritten_by: web ? changed : null, threads}];
   }
   if (message.op === 'run') return [{}, await run(sessions.get(message.session), arrays)];
   await sessions.get(message.session).release();

@@ -3,8 +3,8 @@
 A message is a JSON object, its length before it in four bytes (little-endian), and after it the bytes
 of the arrays that its key "arrays" lists as [name, dtype, shape]. `worker.mjs` speaks the same.
 
-    greet                                                        ->  version
-    load  session, setting, the model: "path" or array "model"   ->  inputs, outputs, rewritten_by
+    greet                                                        ->  version, sessions (how many are held)
+    load  session, setting, the model: "path" or array "model"   ->  inputs, outputs, rewritten_by, threads
     run   session, feeds as arrays                               ->  outputs as arrays
     drop  session                                                ->  nothing
 
@@ -47,9 +47,10 @@ class Setting(TypedDict, total=False):
 
 
 class Loaded:
-    """A model in the onnxruntime of this process."""
+    """A model in the onnxruntime of this process. threads: of one operator; None where ours has no say in it."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, threads: Optional[int]) -> None:  # noqa: UP045
+        self.threads = threads
         self._session = session
         self.inputs: Dict[str, List[Any]] = {i.name: list(i.shape) for i in session.get_inputs()}  # noqa: UP006
         self.outputs: List[str] = [o.name for o in session.get_outputs()]  # noqa: UP006
@@ -82,7 +83,7 @@ def load(model: Union[str, bytes], setting: Setting) -> Loaded:  # noqa: UP007
     first = providers[0] if isinstance(providers[0], str) else providers[0][0]
     if first not in session.get_providers():  # onnxruntime warns, and takes another
         raise ValueError(f"no {first} here; there is {', '.join(session.get_providers())}")
-    return Loaded(session)
+    return Loaded(session, options.intra_op_num_threads if first == "CPUExecutionProvider" else None)
 
 
 def write(stream: IO[bytes], message: Mapping[str, Any], arrays: Optional[Arrays] = None) -> None:  # noqa: UP045
@@ -128,11 +129,11 @@ def _answer(message: Dict[str, Any], given: Arrays, sessions: Dict[int, Loaded])
     if operation == "greet":
         import onnxruntime
 
-        return {"version": onnxruntime.__version__}, {}
+        return {"version": onnxruntime.__version__, "sessions": len(sessions)}, {}
     if operation == "load":
         model = given["model"].tobytes() if "model" in given else message["path"]
         made = sessions[number] = load(model, message["setting"])
-        return {"inputs": made.inputs, "outputs": made.outputs, "rewritten_by": made.rewritten_by}, {}
+        return {name: getattr(made, name) for name in ("inputs", "outputs", "rewritten_by", "threads")}, {}
     if operation == "run":
         return {}, sessions[number].run(given)
     del sessions[number]

@@ -22,6 +22,7 @@ class Interpreted:
     """A program as `runtime_tests.onnx.session.Loaded`."""
 
     rewritten_by: list[str] | None = None
+    threads: int | None = None  # PyTorch has one number for all models
 
     def __init__(self, program: Program) -> None:
         self._program = program

@@ -119,7 +119,7 @@ def test_what_a_worker_refuses_is_told_and_it_goes_on(engine: Engine, tmp_path: 
 
 def test_a_worker_that_dies_is_named(places: Path, tmp_path: Path):
     with find("here", places).open() as engine:
-        engine._process.kill()
+        engine._worker.kill()
         with pytest.raises(Refused, match=r"here: the worker died \(exit -9\)"):
             engine.version()
 

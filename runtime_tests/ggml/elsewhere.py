@@ -1,0 +1,78 @@
+"""A llama.cpp in other places, as a runtime of the ladder."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import ClassVar
+
+from edgeqaf.errors import EdgeqafError
+from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions
+from runtime_tests.ggml.engine import Setting
+from runtime_tests.ggml.places import Find
+from runtime_tests.ggml.session import LlamaCppSession, ReplayingSession
+
+NAMED = "as the configuration says"
+
+
+@dataclass(frozen=True)
+class Way:
+    """What the kernels do (`Configuration`), where they run and how; rows: as in `Setting`; replays: whether R3 can."""
+
+    configuration: Configuration
+    find: Find
+    repack: bool = False
+    rows: int | None = None
+    replays: bool = True
+
+
+def cpu_ways(name: str, find: Find, repack: bool) -> Iterator[Way]:
+    """The ways of a CPU's code: ``plain``, and ``repack`` where it rearranges any matrix."""
+    for kind in ("plain", "repack") if repack else ("plain",):
+        form = Configuration(f"{name} {kind}", int8_activations=True, offset_form=Form.FUSED)
+        yield Way(form, find, kind == "repack")
+
+
+class Elsewhere:
+    """llama.cpp in one or several places; the protocol is `edgeqaf.protocols.Runtime`.
+
+    isa: by what kernels are chosen; "" where that is this machine's instruction set.
+    """
+
+    reads: ClassVar[str | None] = "gguf"
+    elsewhere: ClassVar[bool] = True
+
+    def __init__(self, ways: Sequence[Way], isa: str = NAMED) -> None:
+        self._ways = {way.configuration: way for way in ways}
+        self._isa = isa
+        self.configurations: tuple[Configuration, ...] = tuple(self._ways)
+
+    def availability(self, options: RuntimeOptions) -> Availability:
+        """Its version, by the word of a worker in the first place, or why there is none."""
+        first, *_ = self._ways.values()
+        found = _greeted(first.find, options.places)
+        if isinstance(found, str):
+            return Availability(None, found)
+        release, version = found
+        return Availability(release if self._isa == NAMED else version, isa=self._isa)
+
+    @contextmanager
+    def open(
+        self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions
+    ) -> Iterator[LlamaCppSession]:
+        """Start the place's worker, which ends with the block. Raises RuntimeAbsent where it cannot run there."""
+        way = self._ways[configuration]
+        session = ReplayingSession if way.replays else LlamaCppSession
+        with way.find(options.places).open(artifact, Setting(way.repack, options.threads, way.rows)) as engine:
+            yield session(engine, artifact, way.repack)
+
+
+@cache
+def _greeted(find: Find, folder: Path | None) -> tuple[str, str] | str:
+    """What a place's worker says (`Place.greet`), or why it says nothing."""
+    try:
+        return find(folder).greet()
+    except (EdgeqafError, OSError) as error:
+        remedy = getattr(error, "remedy", "")
+        return f"{error}: {remedy}" if remedy else str(error)
