@@ -48,7 +48,8 @@ def find(kind: str, name: str) -> Any:
 def resolve(kind: str, name: str) -> str:
     """The registry key that a user's ``name`` means.
 
-    Dots, dashes and case do not matter, and a unique beginning is enough (``llama.cpp``, ``torch``).
+    Dots, dashes and case do not matter, and a unique beginning is enough (``llama.cpp``, ``inter``). Of several that
+    begin so, the one that goes on with ``_cpu`` is meant (``torch``).
     Raises UsageError for an unknown name, listing the known ones and the nearest spelling.
     """
     known = names(kind)
@@ -56,6 +57,8 @@ def resolve(kind: str, name: str) -> str:
     begun = [n for n in known if n.startswith(key)] if key else []
     if key not in known and len(begun) == 1:
         key = begun[0]
+    if key not in known and f"{key}_cpu" in known:
+        key = f"{key}_cpu"
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -39,8 +39,9 @@ def logits(model: "nn.Module", tokens: list[int]) -> Floats:
     """float32 [len(tokens), vocab], one sequence, no padding, one thread."""
     import torch
 
+    place = next(model.parameters()).device
     with _one_thread(), torch.no_grad():
-        out: Floats = model(torch.tensor([tokens])).logits[0].numpy()
+        out: Floats = model(torch.tensor([tokens], device=place)).logits[0].cpu().numpy()
     return out
 
 

@@ -16,7 +16,7 @@ class Job:
 
     tokens: prompts for R4; reference: PyTorch's logits for them; texts: the same prompts as text.
     bits: logits that must come out to the bit, where the program says so; none elsewhere.
-    observed: whether the answer has what a golden remembers.
+    observed: whether the answer has what a golden remembers. varied: whether other settings are tried.
     """
 
     runtime: str
@@ -29,6 +29,7 @@ class Job:
     reference: Sequence[Floats] = ()
     bits: Sequence[Floats] = ()
     observed: bool = False
+    varied: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fittin
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests import layers, logits, probes
+from runtime_tests import layers, logits, probes, settings
 from runtime_tests.golden.observation import observe
 from runtime_tests.job import Job, Outcome, named, subject
 from runtime_tests.tally import Tally, listed
@@ -105,13 +105,15 @@ def climb(job: Job) -> Outcome:
 
 
 def _whole(job: Job, session: Session) -> Outcome:
-    """R3 and R4, of the whole model."""
+    """R3 and R4, of the whole model; and how it takes other settings, if the job asks for it."""
     checks = [*layers.check(job, session)]
     made = [session.logits(ids) for ids in job.tokens]
     if job.bits:
         checks.append(logits.same_bits(job, session, made))
     elif job.reference:
         checks.append(logits.bounded(job, session, made))
+    if job.varied:
+        checks += settings.check(job, session)
     observed = observe(job, session, made) if job.observed else None
     key = witness.key() if job.runtime == REFERENCE else {}
     return Outcome(checks, made, witness.digest(made), key, observed)

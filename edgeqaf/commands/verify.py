@@ -60,7 +60,8 @@ def command(
         run.refuse_beside(against=against, record=record, check=check, junit=junit)
         options = RuntimeOptions(llama_lib, threads, places=places)
         wanted = listed(require)
-        return run.run(dists, runtime, options, output or Path("matrix.html"), wanted, force=force, json=json)
+        run.run(dists, runtime, options, output or Path("matrix.html"), wanted, force=force, json=json)
+        return
     dist = _only(dists)
     _require_sound(record, check, force, listed(require))
     target = output or dist / "verify.json"

@@ -8,12 +8,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeqaf import __version__
-from edgeqaf.report import GOLDEN, RUNGS, Verdict
+from edgeqaf.report import GOLDEN, RUNGS, SETTINGS, Verdict
 
 SYMBOLS = {
     Verdict.EXACT: "=", Verdict.BOUNDED: "≈", Verdict.DIFFERENT: "≠", Verdict.REFUSED: "✕", Verdict.ABSENT: "–",
 }  # fmt: skip
-RUNG_NAMES = {**dict(zip(RUNGS, ("file", "weights", "kernels", "layers", "logits"), strict=True)), GOLDEN: ""}
+RUNG_NAMES = {
+    **dict(zip(RUNGS, ("file", "weights", "kernels", "layers", "logits"), strict=True)),
+    GOLDEN: "",
+    SETTINGS: "",
+}
 
 
 def fill(template: str, filters: dict[str, Any], **values: Any) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
 
-from edgeqaf.report import RUNGS, Check, Verdict
+from edgeqaf.report import RUNGS, SETTINGS, Check, Verdict
 
 ASKED = RUNGS[1:]  # of a runtime; R0 is asked of files
+MARKS = (*ASKED, SETTINGS)
 FAILED = (Verdict.DIFFERENT, Verdict.REFUSED)
 
 

@@ -32,7 +32,7 @@ class Climber:
     def __call__(self, job: Job) -> Outcome:
         found, new = climbed(self._store, job)
         with self._lock:
-            self.logits[subject(job)] = found.outcome.digest if found.outcome.checks[-1].rung == "R4" else ""
+            self.logits[subject(job)] = found.outcome.digest
             self.new, self.kept = self.new + new, self.kept + (not new)
             if new:
                 self._advance(self.new, f"{subject(job)}, {found.seconds:.0f} s")
@@ -72,7 +72,7 @@ def _placed(
         row = asked.subjects.get(check.subject) or next(
             row for name, row in asked.subjects.items() if (name.split()[0], name.split()[-1]) == (words[0], words[-1])
         )
-        yield row, Finding(check, folder, logits.get(check.subject, "") if check.rung == "R4" else "")
+        yield row, Finding(check, folder, logits.get(check.subject, ""))
 
 
 def _matrix(asked: Plan, found: Mapping[tuple[Row | None, Column], list[Finding]], options: RuntimeOptions) -> Matrix:

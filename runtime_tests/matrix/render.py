@@ -8,13 +8,13 @@ from edgeqaf.console import say, table
 from edgeqaf.html import Tone
 from edgeqaf.html.frame import RUNG_NAMES, SYMBOLS, fill
 from edgeqaf.report import Check, Verdict
-from runtime_tests.matrix.cells import ASKED, Cell, Column, Finding, Matrix, State
+from runtime_tests.matrix.cells import MARKS, Cell, Column, Finding, Matrix, State
 
 TITLE = "edgeqaf matrix"
 TEMPLATE = "matrix.html.j2"
 NOTHING = "·"
 LEGEND = (
-    "four marks a cell, R1 weights, R2 kernels, R3 layers, R4 logits: = exact, ≈ bounded, ≠ different, ✕ refused, "
+    "five marks a cell, R1 weights, R2 kernels, R3 layers, R4 logits, S other settings: = exact, ≈ bounded, ≠ different, ✕ refused, "
     f"– absent, {NOTHING} not offered; a letter: logits that rows of the column with this letter have to the bit"
 )
 
@@ -23,7 +23,7 @@ def marks(cell: Cell) -> str:
     """A cell in characters: a group for each rung, two of one rung side by side; then its letter."""
     if cell.state is State.NOT_OFFERED:
         return ""
-    groups = ["".join(SYMBOLS[check.verdict] for check in cell.marks(rung)) or NOTHING for rung in ASKED]
+    groups = ["".join(SYMBOLS[check.verdict] for check in cell.marks(rung)) or NOTHING for rung in MARKS]
     return " ".join(group.ljust(1) for group in (*groups, cell.letter)).rstrip()
 
 
@@ -67,7 +67,7 @@ def page(matrix: Matrix) -> str:
     """The matrix as HTML text."""
     return fill(
         TEMPLATE, {},
-        matrix=matrix, title=TITLE, tone=tone(matrix), sentence=sentence(matrix), counts=_counts(matrix), rungs=ASKED,
+        matrix=matrix, title=TITLE, tone=tone(matrix), sentence=sentence(matrix), counts=_counts(matrix), rungs=MARKS,
         titled=_titled, tint=lambda letter: (sum(map(ord, letter)) - ord("A")) % 6,
         of_column=_of_column, nothing=NOTHING, states=State,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Store:
             "runtime": job.runtime, "configuration": asdict(job.configuration) | {
                 "offset_form": job.configuration.offset_form.name
             },
-            "version": available.version, "isa": available.isa or machine(), "processor": witness.processor(),
+            "version": available.version, "isa": available.isa, "machine": machine(), "processor": witness.processor(),
             "threads": job.options.threads, "edgeqaf": edgeqaf.__version__, "code": _code(job.runtime),
         }  # fmt: skip
 
@@ -112,7 +112,7 @@ def climbed(store: Store, job: Job) -> tuple[Kept, bool]:
     if kept is not None:
         return kept, False
     started = time.monotonic()
-    outcome = ladder.run(job)
+    outcome = ladder.run(replace(job, varied=True))
     seconds = time.monotonic() - started
     store.keep(job, outcome, seconds)
     return Kept(outcome, seconds), True

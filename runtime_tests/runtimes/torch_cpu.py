@@ -1,49 +1,14 @@
 """PyTorch on the CPU: the reference, rebuilt from the integers of whatever artifact it is given."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
 
-from edgeqaf import evaluate, witness
-from edgeqaf.digest import Floats
-from edgeqaf.jsonfile import read_json
-from edgeqaf.modeling import build
-from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
-from edgeqaf.qtensor import QTensor, decode
-from edgeqaf.tokenizer import Tokenizer
-
-
-class TorchSession:
-    """See edgeqaf.protocols.Session."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        self.tokenizer = Tokenizer(artifact.reference)
-        tensors = {name: stored.tensor for name, stored in artifact.tensors.items()}
-        self.model = build(read_json(artifact.reference / "config.json"), tensors)
-
-    def weights(self, stored: Stored) -> Floats:
-        """`decode` on torch tensors: held against `decode` on numpy arrays."""
-        weights: Floats = decode(_torch(stored)).numpy()
-        return weights
-
-    def linear(self, stored: Stored, x: Floats) -> Floats:
-        with torch.no_grad():
-            y: Floats = torch.nn.functional.linear(torch.from_numpy(x), decode(_torch(stored))).numpy()
-        return y
-
-    def logits(self, tokens: Sequence[int]) -> Floats:
-        return witness.logits(self.model, list(tokens))
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, prompt=True)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens)
-
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        return evaluate.generate(self.model, self.tokenizer, prompts, max_new_tokens)
+from edgeqaf import witness
+from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions
+from runtime_tests.pytorch import TorchSession
 
 
 class TorchCpu:
@@ -62,14 +27,7 @@ class TorchCpu:
     @contextmanager
     def open(self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions) -> Iterator[TorchSession]:
         torch.set_num_threads(options.threads)
-        yield TorchSession(artifact)
-
-
-def _torch(stored: Stored) -> QTensor:
-    q = stored.tensor
-    assert isinstance(q, QTensor)
-    zero = None if q.zero is None else torch.from_numpy(q.zero)
-    return QTensor(q.grid, torch.from_numpy(q.codes), torch.from_numpy(q.scale), zero)
+        yield TorchSession(artifact, "cpu")
 
 
 runtime = TorchCpu()
