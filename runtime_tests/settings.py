@@ -37,5 +37,5 @@ def check(job: Job, session: Session) -> Iterator[Check]:
 def _long(prompts: Sequence[Sequence[int]]) -> list[int]:
     """The prompts one after another, and again, up to a length that `ROWS` tell apart."""
     one = [token for tokens in prompts for token in tokens]
-    assert LONGEST > sorted(ROWS)[-2]
+    assert sorted(ROWS)[-2] < LONGEST
     return (one * (LONGEST // len(one) + 1))[:LONGEST]

@@ -62,7 +62,7 @@ def _columns(dists: Sequence[Dist], labels: Mapping[Path, str]) -> dict[Path, Co
     together: dict[str, list[Dist]] = {}
     for dist in dists:
         together.setdefault(dist.receipt["root"], []).append(dist)
-    found = {}
+    found: dict[Path, Column] = {}
     for root, same in together.items():
         shapes = [(q.grid.name, q.codes.size) for _, _, q in same[0].artifacts[0].quantized()]
         folders = tuple(labels[dist.folder] for dist in same)

@@ -14,8 +14,8 @@ TITLE = "edgeqaf matrix"
 TEMPLATE = "matrix.html.j2"
 NOTHING = "·"
 LEGEND = (
-    "five marks a cell, R1 weights, R2 kernels, R3 layers, R4 logits, S other settings: = exact, ≈ bounded, ≠ different, ✕ refused, "
-    f"– absent, {NOTHING} not offered; a letter: logits that rows of the column with this letter have to the bit"
+    "five marks a cell, R1 weights, R2 kernels, R3 layers, R4 logits, S other settings: = exact, ≈ bounded, "
+    f"≠ different, ✕ refused, – absent, {NOTHING} not offered; a letter: logits that rows of the column with this letter have to the bit"
 )
 
 

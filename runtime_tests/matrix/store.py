@@ -7,7 +7,7 @@ settings, and this program itself. What another day may mend is not kept: a runt
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -166,6 +166,6 @@ def _check(values: Mapping[str, Any]) -> Check:
     return Check(**made)
 
 
-def _load(file: Path) -> Sequence[Floats]:
+def _load(file: Path) -> list[Floats]:
     with np.load(file, allow_pickle=False) as arrays:
         return [arrays[name] for name in arrays.files]

@@ -16,7 +16,10 @@ from runtime_tests.pytorch import TorchSession
 
 
 class TorchCuda:
-    """See edgeqaf.protocols.Runtime. Elsewhere: asked by name, or with a folder of places. device: as torch names it."""
+    """See edgeqaf.protocols.Runtime. device: as torch names it.
+
+    Few machines have one, so it is asked by name, or with a folder of places.
+    """
 
     reads: ClassVar[str | None] = None
     elsewhere: ClassVar[bool] = True
