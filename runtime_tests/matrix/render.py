@@ -14,8 +14,9 @@ TITLE = "edgeqaf matrix"
 TEMPLATE = "matrix.html.j2"
 NOTHING = "·"
 LEGEND = (
-    "five marks a cell, R1 weights, R2 kernels, R3 layers, R4 logits, S other settings: = exact, ≈ bounded, "
-    f"≠ different, ✕ refused, – absent, {NOTHING} not offered; a letter: logits that rows of the column with this letter have to the bit"
+    "marks of a cell: R1 weights, R2 kernels, R3 layers, R4 logits, S other settings; then a letter, for logits "
+    "that other rows of the column have to the bit",
+    f"= exact, ≈ bounded, ≠ different, ✕ refused, – absent, {NOTHING} not offered; two of one rung are two checks",
 )
 
 
@@ -38,7 +39,8 @@ def show(matrix: Matrix) -> None:
         rows.append((family, shown, row.configuration or "as a whole", *cells))
         last = row.family, runtime
     table("Matrix", ("", "runtime", "configuration", *(c.label for c in matrix.columns)), rows)
-    say(LEGEND)
+    for line in LEGEND:
+        say(line)
     totals = matrix.totals
     table("Compared", ("what", *(c.label for c in matrix.columns), "all"), _counts(matrix))
     say(f"{sentence(matrix)} {totals.differing:,} values differ where bits must be equal.")
@@ -53,7 +55,8 @@ def sentence(matrix: Matrix) -> str:
     """What the matrix amounts to."""
     states = ", ".join(f"{number:,} {state.value}" for state, number in matrix.states.items() if number)
     models, rows = len(matrix.columns), len(matrix.rows)
-    return f"{_of(models, 'model')} in {_of(rows, 'way')} of running them: {states}."
+    them = "it" if models == 1 else "them"
+    return f"{_of(models, 'model')} in {_of(rows, 'way')} of running {them}: {states}."
 
 
 def tone(matrix: Matrix) -> Tone:
