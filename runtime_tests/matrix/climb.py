@@ -21,10 +21,13 @@ from runtime_tests.matrix.store import Store, climbed
 
 
 class Climber:
-    """Answers jobs out of the store or anew, tells of each new one, and remembers the digests of their logits."""
+    """Answers jobs out of the store or anew, tells of each new one, and remembers the digests of their logits.
 
-    def __init__(self, store: Store, advance: Advance) -> None:
-        self._store, self._advance = store, advance
+    expected: how many new ones there will be; more, where one that is kept turns out to be spoilt.
+    """
+
+    def __init__(self, store: Store, advance: Advance, expected: int) -> None:
+        self._store, self._advance, self._expected = store, advance, expected
         self._lock = threading.Lock()
         self.logits: dict[str, str] = {}
         self.new = self.kept = 0
@@ -35,7 +38,7 @@ class Climber:
             self.logits[subject(job)] = found.outcome.digest
             self.new, self.kept = self.new + new, self.kept + (not new)
             if new:
-                self._advance(self.new, f"{subject(job)}, {found.seconds:.0f} s")
+                self._advance(min(self.new, self._expected), f"{subject(job)}, {found.seconds:.0f} s")
         return found.outcome
 
 

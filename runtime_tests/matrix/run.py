@@ -30,8 +30,9 @@ def run(
         raise UsageError("one dist folder is named twice", "name each once")
     dists = [open_dist(folder) for folder in folders]
     store = Store(output.with_suffix(CLIMBS), fresh=force)
-    with progress("climb", missing(dists, names, options, store)) as advance:
-        climber = Climber(store, advance)
+    expected = missing(dists, names, options, store)
+    with progress("climb", expected) as advance:
+        climber = Climber(store, advance, expected)
         matrix, reports = climb(dists, names, options, climber)
     text = render.page(matrix)
     with staged(output, force=True, needed_bytes=len(text)) as part:

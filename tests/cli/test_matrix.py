@@ -33,14 +33,16 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(road: Any, command: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tiny_float_model: Path, tiny_base: Path, command: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("matrix")
-    base, page = folder / "base", folder / "out" / "m.html"
-    assert command("export", road.base, "--format", "gguf", "-o", base).code == 0
-    said = command("verify", road.dist, base, *HOME, "-o", page, "--json")
+    both, gguf, page = folder / "both", folder / "gguf", folder / "out" / "m.html"
+    command("quantize", tiny_float_model, "--quantizer", "absmax", "-o", folder / "base")
+    command("export", tiny_base, "--format", "gguf,onnx", "-o", both)
+    command("export", folder / "base", "--format", "gguf", "-o", gguf)
+    said = command("verify", both, gguf, *HOME, "-o", page, "--json")
     assert (said.code, said.err) == (0, "")
-    text = command("verify", road.dist, base, *HOME, "-o", page)
-    return Made((road.dist, base), page, said.json(), text.out)
+    text = command("verify", both, gguf, *HOME, "-o", page)
+    return Made((both, gguf), page, said.json(), text.out)
 
 
 def states(said: Any, label: str) -> dict[str, str]:
@@ -48,12 +50,14 @@ def states(said: Any, label: str) -> dict[str, str]:
 
 
 def test_each_runtime_is_a_row_and_each_model_a_column(made: Made):
-    tuned, base = (model["label"] for model in made.said["models"])
-    assert states(made.said, tuned)["llama_cpp repack"] == "bounded"
-    assert states(made.said, base) | {"torch_cpu float32": "exact", "onnxruntime off": "not offered"} == states(
-        made.said, base
-    )
-    assert {s for name, s in states(made.said, tuned).items() if name.startswith("onnxruntime ")} == {"bounded"}
+    assert [model["label"] for model in made.said["models"]] == ["both", "gguf"]
+    assert states(made.said, "both") == {
+        "torch_cpu float32": "exact", "llama_cpp plain": "bounded", "llama_cpp repack": "bounded",
+        "onnxruntime off": "bounded", "onnxruntime fused level 1": "bounded", "onnxruntime fused level 4": "bounded",
+        "onnxruntime_web": "absent",
+    }  # fmt: skip
+    of_onnx = {name: "not offered" for name in states(made.said, "both") if name.startswith("onnx")}
+    assert states(made.said, "gguf") == states(made.said, "both") | of_onnx
     assert made.said["passed"]
     assert made.said["differing"] == 0
 
@@ -63,7 +67,7 @@ def test_what_is_compared_is_what_the_ladder_compares(made: Made, command: Calla
     alone = command("verify", made.folders[1], "--runtime", "torch", "--json", "-o", tmp_path / "v.json").json()
     expected = [c for c in alone["checks"] if c["rung"] in ("R1", "R2")]
     row = next(r for r in made.said["rows"] if r["runtime"] == "torch_cpu")
-    found = row["cells"]["base"]["checks"]
+    found = row["cells"]["gguf"]["checks"]
     assert [{k: c[k] for k in c if k != "folder"} for c in found] == expected
     assert made.said["compared"]["weights"] == sum(
         c["compared"] for r in made.said["rows"] for cell in r["cells"].values() for c in cell["checks"]
@@ -92,7 +96,6 @@ def test_a_second_run_climbs_nothing_and_force_all(made: Made, command: Callable
     assert "1 climbs made, 0 kept" in command(*line).out
     assert "0 climbs made, 1 kept" in command(*line).out
     assert "1 climbs made, 0 kept" in command(*line, "--force").out
-    assert "1 climbs made, 0 kept" in command(*line, "--threads", "2").out
 
 
 def test_only_what_is_missing_or_spoilt_is_climbed_again(made: Made, command: Callable[..., Any], tmp_path: Path):
