@@ -148,6 +148,13 @@ class Matrix:
         return {state: found.count(state) for state in State}
 
     @property
+    def rungs(self) -> dict[str, dict[Verdict, int]]:
+        """Of each rung, R0 and the settings with them, how many marks have which verdict."""
+        cells = [*self.files.values(), *self.cells.values()]
+        marks = {rung: [c.verdict for cell in cells for c in cell.marks(rung)] for rung in (*RUNGS, SETTINGS)}
+        return {rung: {v: found.count(v) for v in Verdict} for rung, found in marks.items() if found}
+
+    @property
     def failures(self) -> list[Finding]:
         return [f for f in self.findings if f.check.verdict in FAILED]
 

@@ -8,7 +8,7 @@ from edgeqaf.console import say, table
 from edgeqaf.html import Tone
 from edgeqaf.html.frame import RUNG_NAMES, SYMBOLS, fill
 from edgeqaf.report import Check, Verdict
-from runtime_tests.matrix.cells import MARKS, Cell, Column, Finding, Matrix, State
+from runtime_tests.matrix.cells import ASKED, MARKS, Cell, Column, Finding, Matrix, State
 
 TITLE = "edgeqaf matrix"
 TEMPLATE = "matrix.html.j2"
@@ -42,6 +42,8 @@ def show(matrix: Matrix) -> None:
     for line in LEGEND:
         say(line)
     totals = matrix.totals
+    counts = [(f"{rung} {RUNG_NAMES[rung]}".strip(), *found.values()) for rung, found in matrix.rungs.items()]
+    table("Marks", ("rung", *(v.value for v in Verdict)), counts)
     table("Compared", ("what", *(c.label for c in matrix.columns), "all"), _counts(matrix))
     say(f"{sentence(matrix)} {totals.differing:,} values differ where bits must be equal.")
     for finding in matrix.failures:
@@ -56,7 +58,13 @@ def sentence(matrix: Matrix) -> str:
     states = ", ".join(f"{number:,} {state.value}" for state, number in matrix.states.items() if number)
     models, rows = len(matrix.columns), len(matrix.rows)
     them = "it" if models == 1 else "them"
-    return f"{_of(models, 'model')} in {_of(rows, 'way')} of running {them}: {states}."
+    there = {
+        rung: (found[Verdict.EXACT], sum(found.values()) - found[Verdict.ABSENT])
+        for rung, found in matrix.rungs.items()
+    }
+    equal = [f"{RUNG_NAMES[rung]} in {there[rung][0]:,} of {there[rung][1]:,}" for rung in ASKED if rung in there]
+    told = f" Of those that are there, bits are equal: {', '.join(equal)}." if equal else ""
+    return f"{_of(models, 'model')} in {_of(rows, 'way')} of running {them}: {states}.{told}"
 
 
 def tone(matrix: Matrix) -> Tone:
@@ -84,6 +92,7 @@ def as_json(matrix: Matrix) -> dict[str, Any]:
         "passed": tone(matrix) is Tone.PROVEN,
         "about": dict(matrix.about),
         "models": [asdict(column) for column in matrix.columns],
+        "rungs": {rung: {v.value: n for v, n in found.items()} for rung, found in matrix.rungs.items()},
         "cells": {state.value: number for state, number in matrix.states.items()},
         "compared": dict(totals.compared), "differing": totals.differing, "bounded": totals.bounded,
         "files": [_finding(f) for column in matrix.columns for f in matrix.files[column].findings],

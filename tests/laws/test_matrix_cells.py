@@ -103,7 +103,10 @@ def test_the_sentence_counts_every_cell_and_its_tone_is_no_better_than_the_worst
     assert render.tone(matrix(absent, Cell())) is Tone.OPEN
     assert render.tone(matrix(exact, wrong)) is Tone.FAILED
     said = render.sentence(matrix(exact, exact, absent, Cell()))
-    assert said == "1 model in 4 ways of running it: 2 exact, 1 absent, 1 not offered."
+    assert (
+        said == "1 model in 4 ways of running it: 2 exact, 1 absent, 1 not offered. "
+        "Of those that are there, bits are equal: weights in 2 of 2."
+    )
     assert not render.as_json(matrix(absent))["passed"]
     assert render.as_json(matrix(exact))["cells"]["exact"] == 1
 
