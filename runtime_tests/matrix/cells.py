@@ -55,6 +55,11 @@ class Finding:
     folder: str
     logits: str = ""
 
+    @property
+    def source(self) -> tuple[str, str]:
+        """Folder and format of the artifact that was asked for."""
+        return self.folder, self.check.subject.split()[-1]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -70,12 +75,12 @@ class Cell:
         return [f.check for f in self.findings if f.check.rung == rung]
 
     def marks(self, rung: str) -> list[Check]:
-        """The checks of a rung, but those that say what another folder's have said."""
+        """The checks of a rung, but those that say what was said of another folder's or format's artifact."""
         said: Counter[Verdict] = Counter()
         shown = []
-        for folder in dict.fromkeys(f.folder for f in self.findings):
+        for source in dict.fromkeys(f.source for f in self.findings):
             own: Counter[Verdict] = Counter()
-            for check in (f.check for f in self.findings if f.folder == folder and f.check.rung == rung):
+            for check in (f.check for f in self.findings if f.source == source and f.check.rung == rung):
                 own[check.verdict] += 1
                 if own[check.verdict] > said[check.verdict]:
                     shown.append(check)
