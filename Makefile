@@ -34,15 +34,9 @@ matrix: .venv/ready
 gpu-receipt: .venv/ready
 	$(BIN)/python -m runtime_tests.gpu_receipt -o docs/receipts $(if $(wildcard .venv/places),--places .venv/places)
 
-# llama.cpp as its own project builds it, for x86 and ARM, from the npm registry: for tests that xllamacpp does not serve.
-KIT_SHA256 := 0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0
-ARM_KIT_SHA256 := 39c76b998e35ed2f236c01472fc79eda0fc558b1c8b535023c2d7ded8c327cc4
+# llama.cpp as its own project builds it, for x86, ARM and Vulkan: the part of the places that most tests want.
 kits: .venv/ready
-	mkdir -p .venv/kits
-	cd .venv/kits && npm pack --silent @node-llama-cpp/linux-x64@3.22.1 @node-llama-cpp/linux-arm64@3.22.1
-	cd .venv/kits && echo "$(KIT_SHA256)  node-llama-cpp-linux-x64-3.22.1.tgz" | sha256sum --check --quiet
-	cd .venv/kits && echo "$(ARM_KIT_SHA256)  node-llama-cpp-linux-arm64-3.22.1.tgz" | sha256sum --check --quiet
-	cd .venv/kits && for kit in *-3.22.1.tgz; do tar xzf $$kit; done
+	sh runtime_tests/fetch_places.sh $(BIN)/python .venv/places llama.cpp
 
 # What else loads our ONNX folders, each in an environment of its own: optimum needs an older transformers than edgeqaf.
 consumers: .venv/optimum/ready .venv/genai/ready
@@ -57,9 +51,10 @@ consumers: .venv/optimum/ready .venv/genai/ready
 	.venv/genai/bin/pip install --disable-pip-version-check -q -c $< onnxruntime-genai
 	@touch $@
 
-# ONNX Runtime elsewhere: other versions, x86 and ARM levels, WebAssembly, Node, WebGPU, OpenVINO; about 1 GB.
+# ONNX Runtime and llama.cpp elsewhere: other versions, x86 and ARM levels, WebAssembly, Node, WebGPU, Vulkan, OpenVINO;
+# 1.2 GB.
 places: .venv/ready
-	sh runtime_tests/onnx/fetch_places.sh $(BIN)/python .venv/places
+	sh runtime_tests/fetch_places.sh $(BIN)/python .venv/places
 
 # Hours: every tuning method on every task. It goes on from what is recorded, and where it was stopped.
 bench-methods: .venv/ready

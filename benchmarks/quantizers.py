@@ -1,7 +1,7 @@
 """What quantizers leave of a model, and how long they take.
 
     python benchmarks/quantizers.py --data ../shared/data/tinystories_10k.txt --model examples/storyteller-6m
-    python benchmarks/quantizers.py --speed --llama-lib .venv/kits/package/bins/linux-x64
+    python benchmarks/quantizers.py --speed --llama-lib .venv/places/llama.cpp/linux-x64
 
 Perplexity: the text is cut in three. GPTQ reads from the beginning, and nothing of the second third is read at all; the
 perplexity is of the first --tokens of the last third, in windows of 256, in PyTorch. --llama-lib adds llama.cpp's own.

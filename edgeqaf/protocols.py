@@ -21,6 +21,8 @@ from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
 from edgeqaf.runs import ByRows, Outline, Outlined, digests, kind_of
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -140,13 +142,14 @@ class Exporter(Protocol):
 
 
 class Form(Enum):
-    """In which written form a kernel computes ``code * scale + zero`` (Zero.OFFSET grids)."""
+    """In which written form a kernel computes ``code * scale + zero`` (Zero.OFFSET grids; `HALF`: all)."""
 
     DECODED = "weights decoded to float32 first, then multiplied"
     FUSED = "scale * integer dot + zero * integer sum, rounded once"
     TWO_TERM = (
         "dot with (code - z) * scale and dot with (zero + z * scale), z the middle code, each rounded, then added"
     )
+    HALF = "weights decoded to float32 and rounded to float16, as the activations are, then multiplied"
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Configuration:
     """One way to run a runtime, e.g. ONNX Runtime with fusion at accuracy level 4.
 
     int8_activations: the kernel rounds activations to 8 bits per block before multiplying.
-    offset_form:      how it computes grids with a float zero.
+    offset_form:      how it computes grids with a float zero; with `Form.HALF`, every grid.
     split_zero:       on other grids, codes are held unsigned, and the zero point times the activations'
                       sum is a term of its own, rounded for itself.
     exact_sums:       no sum rounds but at its end.
@@ -199,8 +202,8 @@ class RuntimeOptions:
 class Session(Protocol):
     """One artifact opened in one runtime under one configuration. Rows are in logical order."""
 
-    def weights(self, stored: Stored) -> Floats:
-        """The runtime's own decode of a tensor: float32 [out, in]."""
+    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
+        """The runtime's own decode of a tensor, or of some rows of a matrix: float32 [out, in]."""
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """The runtime's own matmul: x [m, in] -> [m, out]."""

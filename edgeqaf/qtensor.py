@@ -48,6 +48,11 @@ class Supers:
         """The zero of each block: float32 [out, in / block], exact; None without one."""
         return None if self.dmin is None else -self._times(self.dmin, self.mins)
 
+    def rows(self, start: int, stop: int) -> "Supers":
+        """Those of some rows of the matrix; nothing is copied."""
+        some = (None if part is None else part[start:stop] for part in (self.d, self.scales, self.dmin, self.mins))
+        return Supers(*some)
+
     def _times(self, halves: Array, integers: Array) -> Array:
         return (halves[..., None] * integers.reshape(*halves.shape, -1)).reshape(integers.shape)
 
@@ -80,6 +85,12 @@ class QTensor:
 
     def replace(self, **parts: Array) -> "QTensor":
         return replace(self, **parts)
+
+    def rows(self, start: int, stop: int) -> "QTensor":
+        """Some rows of the matrix; nothing is copied."""
+        zero = None if self.zero is None else self.zero[start:stop]
+        supers = None if self.supers is None else self.supers.rows(start, stop)
+        return QTensor(self.grid, self.codes[start:stop], self.scale[start:stop], zero, supers)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from runtime_tests.golden.file import Entry
 class Job:
     """What one child process is asked to check: one configuration of one runtime on one artifact.
 
+    expected: tensors to hold the runtime against.
     tokens: prompts for R4; reference: PyTorch's logits for them; texts: the same prompts as text.
     bits: logits that must come out to the bit, where the program says so; none elsewhere.
     observed: whether the answer has what a golden remembers. varied: whether other settings are tried.

@@ -8,6 +8,7 @@ tied them to the model's digests, or those of a model folder the user names.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -17,17 +18,21 @@ from edgeqaf import plugins, witness
 from edgeqaf.child import stream
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
-from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, fitting
+from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, Stored, fitting
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits
+from edgeqaf.runs import cuts
 from edgeqaf.tokenizer import Tokenizer
 from runtime_tests import layers, logits, probes, settings
+from runtime_tests.expected import Quantized
 from runtime_tests.golden.observation import observe
 from runtime_tests.job import Job, Outcome, named, subject
+from runtime_tests.probes import culprit
 from runtime_tests.tally import Tally, listed
 
 REFERENCE = "torch_cpu"
 PROGRAM = "interpreter"  # what decides on the bits of a program that has but one result
+AT_ONCE = 2**25  # weights that are decoded at once
 
 
 def at_home() -> list[str]:
@@ -96,7 +101,7 @@ def climb(job: Job) -> Outcome:
     runtime: Runtime = plugins.find("runtimes", job.runtime)
     version = runtime.availability(job.options).version or ""
     with runtime.open(job.artifact, job.configuration, job.options) as session:
-        checks = [_weights(job, session, version), _kernels(job, session)]
+        checks = _tensors(job, session, version)
         try:
             whole = _whole(job, session)
         except Refused as error:  # single matrices run, the model does not
@@ -119,40 +124,66 @@ def _whole(job: Job, session: Session) -> Outcome:
     return Outcome(checks, made, witness.digest(made), key, observed)
 
 
-def _weights(job: Job, session: Session, version: str) -> Check:
-    """R1: the runtime's own decode of every quantized tensor equals ours."""
-    tally = Tally()
-    for name, stored, _ in job.artifact.quantized():
-        expected = decode(job.expected[name])
-        found = session.weights(stored)
-        tally.add(name, expected, found, compare_bits(expected, found))
-    return tally.check("R1", job, version)
+def _quantized(job: Job) -> Iterator[tuple[str, Stored, QTensor]]:
+    """(logical name, where it is stored, what it is held against) of each quantized tensor; each is read once."""
+    own = isinstance(job.expected, Quantized) and job.expected.tensors is job.artifact.tensors
+    for name, stored, q in job.artifact.quantized():
+        yield name, stored, q if own else job.expected[name]
 
 
-def _kernels(job: Job, session: Session) -> Check:
-    """R2: one-hot read-back of every weight, and integer probes, through the runtime's own matmul."""
-    tally = Tally()
-    outputs = certified = 0
-    absent: dict[str, RuntimeAbsent] = {}
-    for name, stored, _ in job.artifact.quantized():
-        q = job.expected[name]
+def _tensors(job: Job, session: Session, version: str) -> list[Check]:
+    """R1 and R2, each tensor in turn."""
+    weights, kernels = Tally(), _Kernels(job, session)
+    for name, stored, q in _quantized(job):
+        _weights(weights, session, name, stored, q)
+        kernels.ask(name, stored, q)
+    return [weights.check("R1", job, version), kernels.check()]
+
+
+def _weights(tally: Tally, session: Session, name: str, stored: Stored, q: QTensor) -> None:
+    """R1: the runtime's own decode of a quantized tensor equals ours."""
+    for first, last in cuts(q.shape, most=AT_ONCE):
+        found, expected = session.weights(stored, slice(first, last)), decode(q.rows(first, last))
+        tally.add(name, expected, found, compare_bits(expected, found), place=partial(_further, first))
+
+
+def _further(first: int, row: int, column: int) -> tuple[int, int]:
+    return first + row, column
+
+
+class _Kernels:
+    """R2: read-back of every weight, and integer probes, through the runtime's own matmul."""
+
+    def __init__(self, job: Job, session: Session) -> None:
+        self._job, self._session, self._tally = job, session, Tally()
+        self._sums = self._certain = 0
+        self._absent: dict[str, RuntimeAbsent] = {}
+
+    def ask(self, name: str, stored: Stored, q: QTensor) -> None:
         try:
-            session.linear(stored, np.zeros((1, q.shape[1]), np.float32))
+            self._session.linear(stored, np.zeros((1, q.shape[1]), np.float32))
         except RuntimeAbsent as reason:  # of this tensor's type and shape; another configuration covers it
-            absent[name] = reason
-            continue
-        for batch in probes.batches(q, job.configuration):
-            found = session.linear(stored, batch.x)
+            self._absent[name] = reason
+            return
+        self._tally.tensors.add(name)
+        for batch in probes.batches(q, self._job.configuration):
+            found = self._session.linear(stored, batch.x)
             different = compare_bits(batch.expected, found) & batch.certified
-            if batch.kind == "one-hot":
-                tally.add(name, batch.expected, found, different)
+            if batch.inputs is None:
+                self._sums, self._certain = (
+                    self._sums + batch.certified.size,
+                    self._certain + int(batch.certified.sum()),
+                )
+                self._tally.add(name, batch.expected, found, different, count=0)
             else:
-                outputs, certified = outputs + batch.certified.size, certified + int(batch.certified.sum())
-                tally.add(name, batch.expected, found, different, count=False)
-        tally.tensors.add(name)
-    if absent and not tally.tensors:
-        raise next(iter(absent.values()))
-    detail = f"and {certified} of {outputs} probe sums within the exactness budget"
-    if absent:
-        detail += f"; {len(absent)} tensors have no layout here ({listed(sorted(absent))})"
-    return tally.check("R2", job, detail)
+                weights = int((batch.inputs >= 0).sum()) * q.shape[0]
+                self._tally.add(name, batch.expected, found, different, weights, partial(culprit, batch, q, found))
+
+    def check(self) -> Check:
+        """Raises RuntimeAbsent where no tensor could be asked for."""
+        if self._absent and not self._tally.tensors:
+            raise next(iter(self._absent.values()))
+        detail = f"and {self._certain} of {self._sums} probe sums within the exactness budget"
+        if self._absent:
+            detail += f"; {len(self._absent)} tensors have no layout here ({listed(sorted(self._absent))})"
+        return self._tally.check("R2", self._job, detail)

@@ -62,7 +62,8 @@ class _Watch:
         different = compare_bits(expected, found)
         if product.slack is not None:
             different &= ~(np.abs(found - expected) <= product.slack)
-        self.tally.add(name, expected, found, different, start=(self._prompt, self._rows[name]))
+        seen = self._rows[name]
+        self.tally.add(name, expected, found, different, place=lambda row, out: (self._prompt, seen + row, out))
         self._rows[name] += len(found)
         (self.known if product.slack is None else self.unknown)[product.path] += found.size
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from edgeqaf import witness
 from edgeqaf.digest import Floats
-from edgeqaf.protocols import Session
+from edgeqaf.protocols import Form, Session
 from edgeqaf.report import Check, Verdict, compare_bits, first_difference
 from runtime_tests.job import Job, subject
 
@@ -34,6 +34,8 @@ def bounded(job: Job, session: Session, logits: list[Floats]) -> Check:
     agree = int((expected.argmax(-1) == found.argmax(-1)).sum())
     error = float(np.abs(expected - found).max() / (expected.max() - expected.min()))
     cause = "8-bit activations" if job.configuration.int8_activations else "order of float32 sums"
+    if job.configuration.offset_form is Form.HALF:
+        cause = "float16 weights and activations"
     if job.configuration.exact_sums and not job.configuration.int8_activations:
         cause = "16-bit activations"
     detail = (

@@ -4,195 +4,218 @@ A float sum depends on its order only where it rounds. Feed a matmul activations
 sum rounds, in any order, lane split, with or without FMA, and one differing bit is a defect, never
 noise. Three families, all integers:
 
-one-hot   a single non-zero input. Each output is one weight times the height: nothing to reorder.
-          All inputs in turn read back every stored weight through the runtime's own matmul.
-block     32 integers inside one block: every scale, and the layout within the block.
+digits    a few inputs of one block, their heights so far apart that the answer spells out their weights, like
+          the digits of a number: 127 and 1, say, for codes of 4 bits. Where a grid or kernel leaves no room for
+          that, one input alone. All inputs in turn read back every stored weight through the runtime's own matmul.
+block     integers for all inputs of one block: every scale, and the layout within the block.
 spread    one input in each of two or three blocks: sums across blocks.
 
 Kernels that round activations to 8 bits divide each block by its largest magnitude / 127. A block
 whose largest magnitude is exactly 127 is divided by 1, and its integers survive; so every active
 block has a 127. (To 16 bits, the exact profile divides by 127 * 256: it keeps them as well.)
 
-Kernels write one product in different forms (`edgeqaf.protocols.Form`), which round differently
-where 24 bits do not suffice. `written_form` states a form as terms; the answer is the float32 sum of
-the terms, each rounded once from its exact value.
+Kernels write one product in different forms, which round differently where 24 bits do not suffice
+(`runtime_tests.forms`); the answer is the float32 sum of a form's terms, each rounded once from its exact value.
 
 The budget. For an output row let T be the sum over active blocks of |scale| * sum(|integer| * |x|),
 an upper bound on the magnitude of any partial sum, and u the last set bit of the active scales. All
 partial sums are multiples of u; they fit float32's 24 bits when T <= 2^24 u. `exact` decides this
-per output; only certified outputs are compared and counted.
+per output; only certified outputs are compared and counted. Digits are certain by construction: a scale
+has 11 bits, and their integers sum up to no more than 13.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
-from edgeqaf.grid import Zero
+from edgeqaf.grid import Grid, Zero
 from edgeqaf.protocols import Configuration, Form
-from edgeqaf.qtensor import QTensor, Supers, decode
+from edgeqaf.qtensor import QTensor
+from edgeqaf.runs import cuts
+from runtime_tests.forms import Columns, Doubles, Part, Term, last_bit, unit, written_form
 
 HEIGHT = 127  # the largest 8-bit activation: an activation block with this maximum keeps its integers
 ROWS = 512  # probe rows fed at once
+ANSWERS = 2**24  # outputs asked for at once, at most
 FEWEST = 8  # rows from which llama.cpp takes its kernels for prompts; fewer meet others, in other written forms
 SPREAD = 64  # spread probes per matrix
 LARGEST_SUM = 2048  # a block's activation sum that float16, where some kernels keep it, holds exactly
-
-Doubles = NDArray[np.float64]
+BUDGET = 2**13  # what integers may add up to beside a scale of 11 bits
+TILE = 2**18  # weights whose answers are made at once: what a cache holds
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x [m, in] float32; expected [m, out] float32; certified [m, out]: where no rounding freedom is left."""
+    """x [m, in] float32; expected [m, out] float32; certified [m, out]: where no rounding freedom is left.
+
+    inputs: of digits, int64 [m, digits]: whose weights a row's answers spell out, the highest first; -1 for none.
+    """
 
     kind: str
     x: Floats
     expected: Floats
     certified: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Part:
-    """integers [out, blocks, block] times coefficient [out, blocks], in float64.
-
-    per_block: the integers are equal within a block, so the kernel multiplies the block's activation sum.
-    summable:  the integers are integers; decoded float weights are not, and no sum of them is certain.
-    """
-
-    integers: Doubles
-    coefficient: Doubles
-    per_block: bool = False
-    summable: bool = True
-
-
-Term = tuple[Part, ...]  # parts are added before the one rounding
+    inputs: Columns | None = None
 
 
 def batches(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
     """All probes of one matrix [out, in] for one configuration, at least `FEWEST` rows at a time."""
-    terms = written_form(q, configuration)
-    inputs = q.shape[1]
-    rng = np.random.default_rng(inputs)
-    height = HEIGHT if configuration.int8_activations or configuration.exact_sums else 1
-    answers = _one_hot_answers(q, terms, height)
-    for start in range(0, inputs, ROWS):
-        count = min(ROWS, inputs - start)
-        x = np.zeros((count, inputs), np.float32)
-        x[np.arange(count), start + np.arange(count)] = height
-        expected = answers[start : start + count]
-        yield Batch("one-hot", x, expected, np.ones(expected.shape, bool))
-    block = terms[0][0].integers.shape[-1]
-    families = {"block": _block_probes(inputs, block, terms, rng), "spread": _spread_probes(inputs, block, rng)}
+    yield from _digits(q, configuration)
+    rng = np.random.default_rng(q.shape[1])
+    size = unit(q, configuration)
+    most = max(FEWEST, min(ROWS, ANSWERS // q.shape[0]))
+    families = {"block": _block_probes(q, configuration, rng), "spread": _spread_probes(q.shape[1], size, rng)}
     for kind, probes in families.items():
-        for start in range(0, len(probes), ROWS):
-            x = probes[start : start + ROWS]
-            rows = [exact(terms, row, mixed=len(terms) > 1 and q.supers is not None) for row in x]
-            certified = np.stack([r[1] for r in rows]) | configuration.exact_sums
-            yield Batch(kind, x, np.stack([r[0] for r in rows]), certified)
+        for start in range(0, len(probes), most):
+            x = probes[start : start + most]
+            answers, certain = np.empty((2, len(x), q.shape[0]), np.float32)
+            for first, last in cuts(q.shape, most=TILE * 32):
+                piece = q.rows(first, last)
+                for at, row in enumerate(x):
+                    answers[at, first:last], certain[at, first:last] = exact(piece, configuration, row)
+            yield Batch(kind, x, answers, certain.astype(bool) | configuration.exact_sums)
 
 
-def written_form(q: QTensor, configuration: Configuration) -> list[Term]:
-    """The terms in which this configuration's kernels compute a product with ``q``."""
-    out, inputs = q.shape
-    codes = q.codes.reshape(out, inputs // q.grid.block, q.grid.block).astype(np.float64)
-    scale = q.scale.astype(np.float64)
-    if q.supers is not None and configuration.offset_form is Form.FUSED:
-        return _two_level_form(q, q.supers, codes)
-    if q.grid.zero is Zero.OFFSET:
-        assert q.zero is not None
-        return _offset_form(q, codes, scale, configuration.offset_form)
-    zero = np.float64(q.grid.centre) if q.zero is None else q.zero[..., None].astype(np.float64)
-    if not configuration.split_zero:
-        return [(Part(codes - zero, scale),)]
-    unsigned = codes - q.grid.lo
-    zeros = np.broadcast_to(q.grid.lo - zero, codes.shape)
-    return [(Part(unsigned, scale),), (Part(zeros, scale, per_block=True),)]
+def heights(grid: Grid, configuration: Configuration) -> tuple[int, ...]:
+    """Of the inputs that one probe reads at once, the highest first; the highest alone where there is no room.
 
-
-def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, form: Form) -> list[Term]:
-    if form is Form.DECODED:
-        weights = decode(q).reshape(codes.shape).astype(np.float64)
-        return [(Part(weights, np.ones_like(scale), summable=False),)]
-    ones = np.ones_like(codes)
-    if form is Form.FUSED:
-        return [(Part(codes, scale), Part(ones, q.zero.astype(np.float64), per_block=True))]  # type: ignore[union-attr]
-    middle = (q.grid.lo + q.grid.hi + 1) // 2
-    centred = q.zero + np.float32(middle) * q.scale  # rounded to float32, as the file stores it
-    return [(Part(codes - middle, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
-
-
-def _two_level_form(q: QTensor, supers: Supers, codes: Doubles) -> list[Term]:
-    """``d * integer dot - dmin * integer sum`` over super-blocks, block scales and minima among the integers."""
-    shape = (*supers.d.shape, -1)
-    scales = supers.scales[..., None].astype(np.float64)
-    terms: list[Term] = [(Part(((codes - q.grid.centre) * scales).reshape(shape), supers.d.astype(np.float64)),)]
-    if supers.dmin is not None:
-        mins = np.broadcast_to(supers.mins[..., None].astype(np.float64), codes.shape)  # type: ignore[index]
-        terms.append((Part(mins.reshape(shape), -supers.dmin.astype(np.float64)),))
-    return terms
-
-
-def _one_hot_answers(q: QTensor, terms: list[Term], height: int) -> Floats:
-    """[in, out]: height * weight in the written form."""
-    rounded = [
-        sum(part.integers * part.coefficient[..., None] * height for part in term).astype(np.float32)  # type: ignore[union-attr]
-        for term in terms
-    ]
-    total: Floats = sum(rounded[1:], rounded[0])
-    return np.ascontiguousarray(total.reshape(q.shape).T)
-
-
-def exact(terms: list[Term], x: Floats, mixed: bool = False) -> tuple[Floats, NDArray[np.bool_]]:
-    """The answer [out] of one probe x [in] in the written form, and where it is certain.
-
-    mixed: kernels add the terms of several blocks to one sum in any order, so nothing at all may round.
+    Any two tuples of weights of a block have different sums of heights * (code - zero): a height exceeds what all
+    lower ones can differ by. A zero point may be wrong as well as a code, so it counts twice.
     """
-    block = terms[0][0].integers.shape[-1]
-    blocks = x.reshape(-1, block).astype(np.float64)
-    active = np.flatnonzero(blocks.any(-1))
-    blocks = blocks[active]
-    answers, certain = [], []
-    if mixed:
+    rounded = configuration.int8_activations or configuration.exact_sums
+    several = grid.zero is Zero.OFFSET or grid.levels is not None  # numbers that round together
+    if several or configuration.offset_form is Form.HALF:
+        return (HEIGHT if rounded else 1,)
+    largest = grid.hi - grid.lo  # integer in any form, whatever the zero
+    spread = 2 * largest if grid.zero is Zero.CODE else largest
+    found = [1]
+    while (sum(found) + (spread + 1) ** len(found)) * largest <= BUDGET:
+        found.append((spread + 1) ** len(found))
+    if rounded:
+        found = [height for i, height in enumerate(found) if spread * sum(found[: i + 1]) < HEIGHT] + [HEIGHT]
+    return tuple(reversed(found))
+
+
+def _digits(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
+    """Every weight once."""
+    out, size = q.shape[0], unit(q, configuration)
+    high = np.array(heights(q.grid, configuration), np.float64)
+    each = -(-size // len(high))  # probes of a block: the k-th reads inputs k, k + each, k + 2 each, ...
+    members = np.arange(each)[:, None] + each * np.arange(len(high))
+    blocks = max(1, min(ROWS, ANSWERS // out) // each)
+    for start in range(0, q.shape[1] // size, blocks):
+        starts = size * np.arange(start, min(start + blocks, q.shape[1] // size))
+        inputs = np.where(members < size, starts[:, None, None] + members, -1).reshape(-1, len(high))
+        x = np.zeros((max(len(inputs), FEWEST), q.shape[1]), np.float32)
+        for digit, height in enumerate(high):
+            read = inputs[:, digit] >= 0
+            x[np.flatnonzero(read), inputs[read, digit]] = height
+        expected = np.zeros((len(x), out), np.float32)
+        for first, last in cuts((out, len(starts) * size), most=TILE):
+            terms = written_form(q.rows(first, last), configuration, starts[:, None] + np.arange(size))
+            expected[: len(inputs), first:last] = _spelled(terms, high, each).T
+        yield Batch("digits", x, expected, np.ones(expected.shape, bool), inputs)
+
+
+def culprit(batch: Batch, q: QTensor, found: Floats, row: int, out: int) -> tuple[int, int]:
+    """[out, in] of the first weight that an answer of digits spells wrongly; the highest where it spells none."""
+    assert batch.inputs is not None
+    read = batch.inputs[row][batch.inputs[row] >= 0]
+    high = [round(float(height)) for height in batch.x[row, read]]
+    scale = float(q.scale[out, read[0] // q.grid.block])
+    answers = [float(answer[row, out]) / (scale or 1.0) for answer in (batch.expected, found)]
+    if len(read) == 1 or not np.isfinite(answers).all():
+        return out, int(read[0])
+    lowest = q.grid.lo - (q.grid.hi if q.grid.zero is Zero.CODE else q.grid.centre)
+    right, wrong = (round(answer) - lowest * sum(high) for answer in answers)
+    for column, height in zip(read, high, strict=True):
+        if right // height != wrong // height:
+            return out, int(column)
+        right, wrong = right % height, wrong % height
+    return out, int(read[0])
+
+
+def _spelled(terms: list[Term], high: Doubles, each: int) -> Floats:
+    """[out, blocks * each]: the answers of the probes of whole blocks in the written form."""
+
+    def summed(part: Part) -> Doubles:
+        weighted = np.zeros((*part.integers.shape[:2], each))
+        for digit, height in enumerate(high):
+            those = part.integers[..., digit * each : (digit + 1) * each]
+            weighted[..., : those.shape[-1]] += those * height
+        return (weighted * part.coefficient[..., None]).reshape(len(weighted), -1)
+
+    return _rounded([[summed(part) for part in term] for term in terms])
+
+
+def _rounded(terms: Sequence[Sequence[Doubles]]) -> Floats:
+    """The float32 sum of terms, each the exact sum of its parts, rounded once."""
+    rounded = [np.sum(parts, axis=0).astype(np.float32) for parts in terms]
+    total: Floats = sum(rounded[1:], rounded[0])
+    return total
+
+
+def exact(q: QTensor, configuration: Configuration, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """The answer [out] of one probe x [in] in the written form, and where it is certain."""
+    columns, values = _active(x, unit(q, configuration))
+    terms = written_form(q, configuration, columns)
+    mixed = len(terms) > 1 and q.supers is not None  # kernels add terms of several blocks to one sum in any order
+    if mixed:  # so nothing at all may round
         terms = [tuple(part for term in terms for part in term)]
+    answers, certain = [], []
     for term in terms:
-        pieces = [(p.integers[:, active] * blocks, p.coefficient[:, active], p) for p in term]
-        answers.append(sum((i.sum(-1) * c).sum(-1) for i, c, _ in pieces).astype(np.float32))
-        certain.append(_certified([(np.abs(i).sum(-1) * np.abs(c), c, p) for i, c, p in pieces], blocks, mixed))
-    total: Floats = sum(answers[1:], answers[0])
+        sums = [np.einsum("obn,bn->ob", part.integers, values) for part in term]
+        sizes = [np.einsum("obn,bn->ob", np.abs(part.integers), np.abs(values)) for part in term]
+        answers.append([(found * part.coefficient).sum(-1) for found, part in zip(sums, term, strict=True)])
+        certain.append(_certified(sizes, term, values, mixed))
     alone = np.count_nonzero(x) == 1 and not mixed  # a single product rounds once, in every order
-    return total, np.logical_and.reduce(certain) | alone
+    return _rounded(answers), np.logical_and.reduce(certain) | alone
 
 
-def _certified(pieces: list[tuple[Doubles, Doubles, Part]], blocks: Doubles, mixed: bool) -> NDArray[np.bool_]:
-    """Where one term [out] cannot round but at its end. pieces: (size [out, active], coefficient, part)."""
-    sizes = [size.sum(-1) for size, _, _ in pieces]
-    last = [_last_bit(coefficient).min(-1, initial=np.inf) for _, coefficient, _ in pieces]
-    together: NDArray[np.bool_] = sum(sizes) <= 2.0**24 * np.minimum.reduce(last)
+def _active(x: Floats, size: int) -> tuple[Columns, Doubles]:
+    """Inputs and values [blocks, n] of a probe: of one block all of it, of several the one input of each."""
+    active = np.flatnonzero(x)
+    blocks = np.unique(active // size)
+    columns = active[:, None] if len(blocks) == len(active) else blocks[:, None] * size + np.arange(size)
+    return columns, x[columns].astype(np.float64)
+
+
+def _certified(sizes: Sequence[Doubles], term: Term, values: Doubles, mixed: bool) -> NDArray[np.bool_]:
+    """Where one term [out] cannot round but at its end. sizes: sum of magnitudes [out, active] of each part."""
+    reach = [size * np.abs(part.coefficient) for size, part in zip(sizes, term, strict=True)]
+    last = [last_bit(part.coefficient).min(-1, initial=np.inf) for part in term]
+    together: NDArray[np.bool_] = sum(r.sum(-1) for r in reach) <= 2.0**24 * np.minimum.reduce(last)
     if (
-        not mixed and len(blocks) == 1 and np.abs(blocks.sum()) <= LARGEST_SUM
+        not mixed and len(values) == 1 and np.abs(values.sum()) <= LARGEST_SUM
     ):  # then the parts meet in one last addition
-        fits = [
-            part.per_block | (size <= 2.0**24 * bit)
-            for size, bit, (_, _, part) in zip(sizes, last, pieces, strict=True)
-        ]
+        fits = [part.per_block | (r.sum(-1) <= 2.0**24 * bit) for r, bit, part in zip(reach, last, term, strict=True)]
         together = together | np.logical_and.reduce(fits)
-    return together & all(part.summable for _, _, part in pieces)
+    return together & all(part.summable for part in term)
 
 
-def _block_probes(inputs: int, block: int, terms: list[Term], rng: np.random.Generator) -> Floats:
+def _block_probes(q: QTensor, configuration: Configuration, rng: np.random.Generator) -> Floats:
     """One probe a block: a 127, and as many other integers as the budget of a full 11-bit scale allows."""
+    inputs, block = q.shape[1], unit(q, configuration)
     count = inputs // block
-    sizes = [float(np.abs(part.integers).max()) for term in terms for part in term if part.summable]
-    largest = max(sizes, default=0.0)
-    peak = min(max(int(2**13 / largest - HEIGHT) // (block - 1), 0), HEIGHT) if largest else 0
+    largest = _largest(q, configuration)
+    peak = min(max(int(BUDGET / largest - HEIGHT) // (block - 1), 0), HEIGHT) if largest else 0
     x = np.zeros((max(count, FEWEST), inputs), np.float32)
     for b in range(count):
         values = rng.integers(-peak, peak + 1, block)
         values[rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
         x[b, b * block : (b + 1) * block] = values
     return x
+
+
+def _largest(q: QTensor, configuration: Configuration) -> float:
+    """The largest integer of the written form, in some rows: what it is used for is decided for each row later."""
+    columns = np.arange(q.shape[1]).reshape(-1, unit(q, configuration))
+    some = q.rows(*next(cuts(q.shape, most=TILE)))
+    terms = written_form(some, configuration, columns)
+    return max((float(np.abs(p.integers).max()) for term in terms for p in term if p.summable), default=0.0)
 
 
 def _spread_probes(inputs: int, block: int, rng: np.random.Generator) -> Floats:
@@ -203,11 +226,3 @@ def _spread_probes(inputs: int, block: int, rng: np.random.Generator) -> Floats:
         for b in rng.choice(count, min(count, int(rng.integers(2, 4))), replace=False):
             row[b * block + rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
     return x
-
-
-def _last_bit(values: Doubles) -> Doubles:
-    """The value of the last set bit of float32 numbers; infinity for zero, which rounds nothing."""
-    mantissa, exponent = np.frexp(values)
-    integers = np.abs(mantissa * 2.0**24).astype(np.int64)
-    last = (integers & -integers).astype(np.float64)
-    return np.where(integers == 0, np.inf, np.ldexp(last, exponent - 24))

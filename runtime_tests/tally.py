@@ -1,6 +1,6 @@
 """Adding up comparisons of bits over tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Floats
 from edgeqaf.report import Check, Difference, Verdict, first_difference
 from runtime_tests.job import Job, subject
+
+Place = Callable[..., tuple[int, ...]]
 
 
 class Tally:
@@ -27,18 +29,17 @@ class Tally:
         expected: Floats,
         found: Floats,
         different: NDArray[np.bool_],
-        count: bool = True,
-        start: tuple[int, ...] = (0,),
+        count: int | None = None,
+        place: Place | None = None,
     ) -> None:
-        """start: the place of the first row; its last number counts on with the rows."""
+        """count: what these are comparisons of; one a value unless it is said. place: what an index here stands for."""
         self.tensors.add(name)
-        self.compared += expected.size if count else 0
+        self.compared += expected.size if count is None else count
         if different.any():
             self.wrong[name] = self.wrong.get(name, 0) + int(different.sum())
-            first = first_difference(name, expected, found, different)
-            if self.first is None and first is not None and first.index:
-                row, *rest = first.index
-                first = replace(first, index=(*start[:-1], start[-1] + row, *rest))
+            first = None if self.first else first_difference(name, expected, found, different)
+            if first is not None and first.index and place:
+                first = replace(first, index=place(*first.index))
             self.first = self.first or first
 
     def check(self, rung: str, job: Job, detail: Any, unit: str = "weights") -> Check:

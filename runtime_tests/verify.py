@@ -7,14 +7,15 @@ from itertools import count
 from typing import Any
 
 from edgeqaf import plugins
+from edgeqaf.checkpoint import QModel
 from edgeqaf.console import Advance, table
-from edgeqaf.digest import file_sha256
+from edgeqaf.digest import FLOAT32, file_sha256
 from edgeqaf.dist import Dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions, fitting
-from edgeqaf.qtensor import QTensor
 from edgeqaf.report import GOLDEN, RUNGS, Check, Verdict, VerificationReport
 from runtime_tests import ladder
+from runtime_tests.expected import Quantized
 from runtime_tests.golden.watch import Watch
 from runtime_tests.job import Job, Outcome
 
@@ -28,7 +29,7 @@ def verify(
     runtimes: Sequence[str],
     options: RuntimeOptions,
     advance: Advance,
-    expected: Mapping[str, QTensor] | None = None,
+    against: QModel | None = None,
     watch: Watch | None = None,
     climb: Callable[[Job], Outcome] = ladder.run,
 ) -> VerificationReport:
@@ -37,9 +38,9 @@ def verify(
     PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
     run comes second, and the others' bits are held against it. The rest run two at a time.
-    expected: tensors to hold the runtimes against; by default those of the artifact itself, which R0
-    ties to the receipt's digests. watch: what else is made of the climbs; by default nothing. climb: how a job
-    is answered; it is called in threads.
+    against: the model to hold the runtimes against; by default the artifact itself, which R0 ties to the receipt's
+    digests. watch: what else is made of the climbs; by default nothing. climb: how a job is answered; it
+    is called in threads.
     """
     watch = watch or Watch()
     names = [name for name in runtimes if name != ladder.REFERENCE]
@@ -48,7 +49,7 @@ def verify(
     checks = [_check_files(dist), *watch.of_model()]
     reference: dict[str, Outcome] = {}
     for artifact in dist.artifacts:
-        own = _expected(artifact, expected)
+        own = _expected(artifact, against)
         file = ladder.check_file(artifact, dist.digests)
         checks.append(file)
         advance(next(done), f"R0 {artifact.format}")
@@ -78,18 +79,18 @@ def verify(
     return VerificationReport(tuple(checks))
 
 
-def _expected(artifact: Artifact, named: Mapping[str, QTensor] | None) -> Mapping[str, QTensor]:
+def _expected(artifact: Artifact, named: QModel | None) -> Quantized:
     """What the runtimes are held against; Refused if the model the user names is of another shape."""
-    own = {name: q for name, _, q in artifact.quantized()}
     if named is None:
-        return own
-    for name, q in own.items():
-        if name not in named or (named[name].shape, named[name].grid) != (q.shape, q.grid):
+        return Quantized.of(artifact)
+    own, theirs = artifact.outline(), named.outline()
+    for name, (grid, shape) in sorted(own.items()):
+        if grid != FLOAT32 and theirs.get(name) != (grid, shape):
             raise Refused(
-                f"the model to verify against has no {name} of shape {list(q.shape)} on {q.grid.name}",
+                f"the model to verify against has no {name} of shape {list(shape)} on {grid}",
                 "pass the model folder that was exported: --against merged",
             )
-    return named
+    return Quantized(named.tensors, {name: own[name] for name in own})
 
 
 def _check_files(dist: Dist) -> Check:

@@ -49,7 +49,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def libllama() -> Path:
     """A folder with llama.cpp's libraries, as `make kits` fetches them."""
-    folder = CHECKOUT / ".venv" / "kits" / "package" / "bins" / "linux-x64"
+    folder = CHECKOUT / ".venv" / "places" / "llama.cpp" / "linux-x64"
     if not folder.is_dir():
         pytest.skip(f"no llama.cpp at {folder}: make kits")
     return folder

@@ -71,11 +71,11 @@ def command(
     if junit:
         xml.claim(junit)
     watch = _watch(opened, record, check, force)
-    expected = dict(checkpoint.load(against).quantized()) if against else None
+    model = checkpoint.load(against) if against else None
     started = time.monotonic()
     with progress("verify", verification.steps(opened, names)) as advance:
         options = RuntimeOptions(llama_lib, threads, places=places)
-        report = verification.verify(opened, names, options, advance, expected, watch)
+        report = verification.verify(opened, names, options, advance, model, watch)
     verification.show(report)
     if junit:
         xml.write(report, junit, time.monotonic() - started)

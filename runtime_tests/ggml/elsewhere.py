@@ -13,17 +13,19 @@ from runtime_tests.ggml.engine import Setting
 from runtime_tests.ggml.places import Find
 from runtime_tests.ggml.session import LlamaCppSession, ReplayingSession
 
+VECTOR = 8  # rows up to which Vulkan has kernels of their own (mul_mat_vec_max_cols in ggml-vulkan.cpp)
 NAMED = "as the configuration says"
 
 
 @dataclass(frozen=True)
 class Way:
-    """What the kernels do (`Configuration`), where they run and how; rows: as in `Setting`; replays: whether R3 can."""
+    """What the kernels do (`Configuration`), where they run and how; rows, least: as in `Setting`; replays: R3."""
 
     configuration: Configuration
     find: Find
     repack: bool = False
     rows: int | None = None
+    least: int = 1
     replays: bool = True
 
 
@@ -32,6 +34,18 @@ def cpu_ways(name: str, find: Find, repack: bool) -> Iterator[Way]:
     for kind in ("plain", "repack") if repack else ("plain",):
         form = Configuration(f"{name} {kind}", int8_activations=True, offset_form=Form.FUSED)
         yield Way(form, find, kind == "repack")
+
+
+def gpu_ways(half: Find, single: Find) -> Iterator[Way]:
+    """The ways of a GPU's code that leaves activations as floats. half: its default; single: without float16.
+
+    For up to `VECTOR` rows it has other kernels, which decode to float32 in either.
+    """
+    for name, find, form in (("float32", single, Form.DECODED), ("float16", half, Form.HALF)):
+        rows = Configuration(f"{name} by {VECTOR} rows", int8_activations=False, offset_form=Form.DECODED)
+        yield Way(rows, find, rows=VECTOR, replays=False)
+        many = Configuration(name, int8_activations=False, offset_form=form)
+        yield Way(many, find, least=VECTOR + 1, replays=False)
 
 
 class Elsewhere:
@@ -64,7 +78,8 @@ class Elsewhere:
         """Start the place's worker, which ends with the block. Raises RuntimeAbsent where it cannot run there."""
         way = self._ways[configuration]
         session = ReplayingSession if way.replays else LlamaCppSession
-        with way.find(options.places).open(artifact, Setting(way.repack, options.threads, way.rows)) as engine:
+        setting = Setting(way.repack, options.threads, way.rows, way.least)
+        with way.find(options.places).open(artifact, setting) as engine:
             yield session(engine, artifact, way.repack)
 
 

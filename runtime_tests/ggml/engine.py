@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
 from runtime_tests.ggml.file import GgufFile
@@ -27,11 +28,13 @@ class Setting:
 
     repack: whether the CPU rearranges the matrices that it can while loading.
     rows:   of activations that are computed at once, at most; None: as many as llama.cpp's default.
+    least:  rows of one product; fewer are filled up with zeros, so that they meet the kernel for many.
     """
 
     repack: bool = False
     threads: int = 1
     rows: int | None = None
+    least: int = 1
 
 
 class Engine(Protocol):
@@ -40,8 +43,8 @@ class Engine(Protocol):
     def type_name(self, name: str) -> str:
         """ggml's name for what a tensor is stored as, e.g. "q4_0"."""
 
-    def weights(self, name: str) -> Floats:
-        """ggml's own decode of a tensor."""
+    def weights(self, name: str, rows: NDArray[np.int64] | None = None) -> Floats:
+        """ggml's own decode of a tensor, or of some rows of it, in that order."""
 
     def multiply(self, name: str, x: Floats, repack: bool) -> Floats:
         """ggml's own product with a matrix: x [m, in] -> [m, out]. Raises RuntimeAbsent where it has no such layout."""
@@ -85,12 +88,13 @@ class Local:
     def type_name(self, name: str) -> str:
         return self._file.tensor(name).type_name
 
-    def weights(self, name: str) -> Floats:
-        return self._file.decode(self._file.tensor(name))
+    def weights(self, name: str, rows: NDArray[np.int64] | None = None) -> Floats:
+        tensor = self._file.tensor(name)
+        return self._file.decode(tensor if rows is None else tensor.rows(rows))
 
     def multiply(self, name: str, x: Floats, repack: bool) -> Floats:
         matrix, most = self._loaded(name, repack), self._setting.rows or ROWS
-        return np.concatenate([matrix.multiply(x[start : start + most]) for start in range(0, len(x), most)])
+        return np.concatenate([self._product(matrix, x[start : start + most]) for start in range(0, len(x), most)])
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         return self._model.logits(tokens)
@@ -120,6 +124,10 @@ class Local:
         model = Model(self._library, self._path, setting.repack, setting.threads, setting.rows)
         self._resources.callback(model.close)
         return model
+
+    def _product(self, matrix: Matrix, x: Floats) -> Floats:
+        missing = max(self._setting.least - len(x), 0)
+        return matrix.multiply(np.pad(x, ((0, missing), (0, 0))))[: len(x)]
 
     def _loaded(self, name: str, repack: bool) -> Matrix:
         """The matrix ``name`` in its buffer; the last one asked for is kept, for batches of probes."""

@@ -4,7 +4,7 @@ ggml's own reader parses the file and says where each tensor lies, as llama.cpp'
 bytes are then mapped, never copied whole. Decoding is the type's ``to_float``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ class FileTensor:
     type_name: str
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+
+    def rows(self, some: NDArray[np.int64]) -> "FileTensor":
+        """Some of its rows, in that order; of consecutive ones nothing is copied."""
+        whole = self.data.reshape(self.shape[0], -1)
+        start, stop = int(some[0]), int(some[-1]) + 1
+        picked = whole[start:stop] if (np.diff(some) == 1).all() else whole[some]
+        return replace(self, shape=(len(some), *self.shape[1:]), data=picked.reshape(-1))
 
 
 class GgufFile:
@@ -76,7 +83,7 @@ class _Part:
         self._gguf = self._c.gguf_init_from_file(bytes(path), structs.GgufParams(no_alloc=True, ctx=None))
         if not self._gguf:
             raise Refused(f"{path}: llama.cpp does not accept it: {library.log.message()}", "export the model again")
-        self._bytes = np.memmap(path, np.uint8, "r")
+        self._size = path.stat().st_size
 
     def close(self) -> None:
         self._c.gguf_free(self._gguf)
@@ -88,17 +95,16 @@ class _Part:
             return None
         start = self._c.gguf_get_data_offset(self._gguf) + self._c.gguf_get_tensor_offset(self._gguf, index)
         end = start + self._c.gguf_get_tensor_size(self._gguf, index)
-        if end > self._bytes.size:
+        if end > self._size:
             raise Refused(
-                f"{self._path}: {name} ends at byte {end}, the file at {self._bytes.size}", "export the model again"
+                f"{self._path}: {name} ends at byte {end}, the file at {self._size}", "export the model again"
             )
         kind = self._c.gguf_get_tensor_type(self._gguf, index)
         sizes = list(self._c.gguf_get_tensor_ne(self._gguf, index).contents)
         while len(sizes) > 1 and sizes[-1] == 1:
             sizes.pop()
-        return FileTensor(
-            name, kind, _traits(self._c, kind).type_name.decode(), (*reversed(sizes),), self._bytes[start:end]
-        )
+        data = np.memmap(self._path, np.uint8, "r", start, end - start)  # of its own: what is read does not stay
+        return FileTensor(name, kind, _traits(self._c, kind).type_name.decode(), (*reversed(sizes),), data)
 
 
 def _traits(c: Any, kind: int) -> Any:

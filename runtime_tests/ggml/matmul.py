@@ -1,6 +1,6 @@
-"""One ggml matrix product, outside any model: ``ggml_mul_mat`` on the CPU backend.
+"""One ggml matrix product, outside any model: ``ggml_mul_mat`` on the CPU's backend, or a GPU's.
 
-The matrix lies in one of two places, and its place chooses the kernel. In the plain buffer it
+On the CPU the matrix lies in one of two places, and its place chooses the kernel. In the plain buffer it
 keeps the file's layout and meets the dot-product kernels; in one of the CPU's extra buffers
 (repacked blocks, AMX tiles) it is rearranged on upload and meets the matrix kernels, which is what
 llama.cpp prefers by default.
@@ -19,6 +19,8 @@ ROWS = 512  # rows of activations per graph: bounds the memory, 22 MB at 11008 i
 
 class Cpu:
     """llama.cpp's CPU backend with a fixed number of threads."""
+
+    kind = "CPU"
 
     def __init__(self, library: Library, threads: int) -> None:
         self.library, self.device = library, library.device
@@ -46,6 +48,8 @@ class Cpu:
 class Gpu:
     """The GPU backend of a llama.cpp: matrices lie in the GPU's memory, in one layout."""
 
+    kind = "GPU"
+
     def __init__(self, library: Library) -> None:
         assert library.gpu is not None
         self.library, self.device = library, library.gpu
@@ -62,7 +66,8 @@ class Gpu:
 class Matrix:
     """A stored matrix in a backend buffer, ready to be multiplied with.
 
-    Raises RuntimeAbsent if ``repack`` is asked for and no extra buffer takes this type and shape.
+    Raises RuntimeAbsent if ``repack`` is asked for and no extra buffer takes this type and shape, or if a GPU has no
+    kernel for them.
     """
 
     def __init__(self, cpu: Cpu | Gpu, tensor: FileTensor, repack: bool) -> None:
@@ -76,10 +81,11 @@ class Matrix:
                 self._c.ggml_backend_tensor_set(self._weight, tensor.data.ctypes.data, 0, tensor.data.size)
                 return
             self.close()
+        what = "repacked layout" if repack else "kernel"
         raise RuntimeAbsent(
-            f"llama.cpp has no repacked layout for {tensor.type_name} [{self._out}, {self._in}] on this CPU "
+            f"llama.cpp has no {what} for {tensor.type_name} [{self._out}, {self._in}] on this {cpu.kind} "
             f"({cpu.library.version})",
-            "the plain configuration covers this tensor",
+            "the plain configuration covers this tensor" if repack else "choose another grid for this device",
         )
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ Of the folder that `make places` fetches:
     lavapipe/                                                a Vulkan in software, with what it needs
 """
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -77,7 +78,9 @@ def vulkan(**settings: str) -> Find:
         environment = {
             "VK_ICD_FILENAMES": str(driver / "lvp_icd.json"),
             "LD_LIBRARY_PATH": str(driver),
+            "MESA_SHADER_CACHE_DIR": str(driver / "compiled"),  # minutes, once
             "GGML_VK_VISIBLE_DEVICES": "0",  # ggml takes a device in software only if it is named
+            "GGML_VK_DISABLE_INTEGER_DOT_PRODUCT": "1",  # with it, activations are rounded to 8 bits
             **{f"GGML_VK_{name}": value for name, value in settings.items()},
         }
         return Place("vulkan", _here("x86_64", "vulkan"), {**_ours(), **environment}, build=build)
@@ -94,4 +97,4 @@ def _here(machine: str, name: str) -> tuple[str, ...]:
 
 def _ours(packages: str = "") -> dict[str, str]:
     """An environment in which a Python finds our packages, and those in a folder before them."""
-    return {"PYTHONPATH": ":".join(filter(None, (packages, str(base.ROOT))))}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (packages, str(base.ROOT))))}

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeqaf.digest import Floats
 from runtime_tests.ggml.engine import Setting
 from runtime_tests.ggml.library import Build
@@ -29,8 +32,8 @@ class Remote:
     def type_name(self, name: str) -> str:
         return str(self._ask("type_name", name))
 
-    def weights(self, name: str) -> Floats:
-        weights: Floats = self._ask("weights", name)
+    def weights(self, name: str, rows: NDArray[np.int64] | None = None) -> Floats:
+        weights: Floats = self._ask("weights", name, rows)
         return weights
 
     def multiply(self, name: str, x: Floats, repack: bool) -> Floats:

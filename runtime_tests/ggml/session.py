@@ -7,7 +7,7 @@ import numpy as np
 
 from edgeqaf import witness
 from edgeqaf.digest import Floats
-from edgeqaf.protocols import Artifact, Stored
+from edgeqaf.protocols import ALL, Artifact, Stored
 from edgeqaf.qtensor import QTensor
 from edgeqaf.replay import Product
 from edgeqaf.vary import ROWS, THREADS, Varied
@@ -21,9 +21,12 @@ class LlamaCppSession:
     def __init__(self, engine: Engine, artifact: Artifact, repack: bool) -> None:
         self._engine, self._artifact, self._repack = engine, artifact, repack
 
-    def weights(self, stored: Stored) -> Floats:
-        weights: Floats = stored.in_logical_order(self._engine.weights(stored.name))
-        return weights
+    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
+        if rows == ALL:
+            weights: Floats = stored.in_logical_order(self._engine.weights(stored.name))
+            return weights
+        logical = np.arange(stored.tensor.shape[0])[rows]
+        return self._engine.weights(stored.name, logical if stored.rows is None else np.argsort(stored.rows)[logical])
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """Raises RuntimeAbsent where this CPU has no repacked layout for the tensor."""

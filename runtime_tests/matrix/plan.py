@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from edgeqaf import plugins
+from edgeqaf.digest import FLOAT32
 from edgeqaf.dist import Dist
 from edgeqaf.protocols import Availability, Runtime, RuntimeOptions, fitting
 from runtime_tests import ladder
@@ -64,10 +66,10 @@ def _columns(dists: Sequence[Dist], labels: Mapping[Path, str]) -> dict[Path, Co
         together.setdefault(dist.receipt["root"], []).append(dist)
     found: dict[Path, Column] = {}
     for root, same in together.items():
-        shapes = [(q.grid.name, q.codes.size) for _, _, q in same[0].artifacts[0].quantized()]
+        tensors = [t for t in same[0].receipt["tensors"].values() if t["grid"] != FLOAT32]
         folders = tuple(labels[dist.folder] for dist in same)
-        grids = tuple(sorted({grid for grid, _ in shapes}))
-        column = Column(root, folders[0], folders, sum(size for _, size in shapes), grids)
+        grids = tuple(sorted({t["grid"] for t in tensors}))
+        column = Column(root, folders[0], folders, sum(prod(t["shape"]) for t in tensors), grids)
         found |= {dist.folder: column for dist in same}
     return {dist.folder: found[dist.folder] for dist in dists}
 

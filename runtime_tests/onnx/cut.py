@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeqaf.errors import Refused, RuntimeAbsent
+from edgeqaf.protocols import ALL
 
 ROUNDING = ("quantize_x", "dequantize_x")  # what rounds activations in the graph: probes ask what the weights do
 
@@ -45,10 +46,11 @@ def linear(model: Any, codes: str, level: str | None = None, rounds: bool = Fals
     return cut(model, nodes, [x], [y], [known[value] for value in read if value in known])
 
 
-def decoding(model: Any, name: str) -> Any:
+def decoding(model: Any, name: str, rows: slice = ALL) -> Any:
     """A model without inputs whose output is one stored tensor, decoded by the runtime; quantized ones [in, out].
 
-    A matrix that is looked up is looked up row by row; one of ONNX Runtime's own operator is multiplied by ones.
+    rows: of a matrix, where not all are wanted. One that is looked up is looked up row by row, one of ONNX Runtime's
+    own operator multiplied by ones.
     """
     from onnx import TensorProto, helper
 
@@ -58,10 +60,27 @@ def decoding(model: Any, name: str) -> Any:
     if not name.endswith(".codes"):
         shown = [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(known[name].dims))]
         return cut(model, [helper.make_node("Identity", [name], ["y"])], [], shown, [known[name]])
-    return _looked_up(model, known, base, looked) if looked else _dequantized(model, known, base)
+    if looked:
+        return _looked_up(model, known, base, looked, rows)
+    return sliced(_dequantized(model, known, base), rows)
 
 
-def _looked_up(model: Any, known: Mapping[str, Any], base: str, nodes: Sequence[Any]) -> Any:
+def sliced(model: Any, rows: slice) -> Any:
+    """A model whose one output is a matrix [in, out], cut down to some of the matrix's rows [out, in]."""
+    from onnx import helper, numpy_helper
+
+    if rows == ALL:
+        return model
+    (output,) = model.graph.output
+    whole = output.name
+    for key, value in (("rows.start", rows.start), ("rows.stop", rows.stop), ("rows.axis", 1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), key))
+    model.graph.node.append(helper.make_node("Slice", [whole, "rows.start", "rows.stop", "rows.axis"], ["rows"]))
+    output.name, output.type.tensor_type.shape.dim[1].dim_value = "rows", rows.stop - rows.start
+    return model
+
+
+def _looked_up(model: Any, known: Mapping[str, Any], base: str, nodes: Sequence[Any], wanted: slice) -> Any:
     from onnx import TensorProto, helper, numpy_helper
 
     (flat,) = (n.attribute[0].t for n in nodes if n.name == f"{base}.lookup/flat")
@@ -72,13 +91,13 @@ def _looked_up(model: Any, known: Mapping[str, Any], base: str, nodes: Sequence[
     made = {value for node in nodes for value in node.output}
     used = [known[v] for v in dict.fromkeys(v for n in nodes for v in n.input) if v not in made and v != ids]
     used += [
-        numpy_helper.from_array(np.arange(rows)[None], ids), numpy_helper.from_array(np.array([0]), "first"),
+        numpy_helper.from_array(np.arange(rows)[wanted][None], ids), numpy_helper.from_array(np.array([0]), "first"),
     ]  # fmt: skip
     more = [
         helper.make_node("Squeeze", [nodes[-1].output[0], "first"], ["rows"]),
         helper.make_node("Transpose", ["rows"], ["y"], perm=[1, 0]),
     ]
-    shown = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [columns, rows])]
+    shown = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [columns, len(range(rows)[wanted])])]
     return cut(model, [*nodes, *more], [], shown, used)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgeqaf import witness
 from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
-from edgeqaf.protocols import Stored
+from edgeqaf.protocols import ALL, Stored
 from edgeqaf.qtensor import QTensor
 from edgeqaf.tokenizer import Tokenizer
 from edgeqaf.vary import THREADS, Varied
@@ -57,10 +57,13 @@ class OnnxSession:
         self._unproven = unproven
         self._cut: tuple[str, Loaded] | None = None  # the last linear, kept for the next call
 
-    def weights(self, stored: Stored) -> Floats:
+    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
         """The runtime's own DequantizeLinear of one tensor."""
-        cutter = cut_exact if self._exact else cut
-        (decoded,) = self._loaded(cutter.decoding(self._proto, stored.name)).run({}).values()
+        if self._exact:
+            graph = cut.sliced(cut_exact.decoding(self._proto, stored.name), rows)
+        else:
+            graph = cut.decoding(self._proto, stored.name, rows)
+        (decoded,) = self._loaded(graph).run({}).values()
         return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
 
     def linear(self, stored: Stored, x: Floats) -> Floats:

@@ -1,21 +1,6 @@
-"""llama.cpp's code for Vulkan, on a Vulkan in software."""
+"""llama.cpp's code for Vulkan, on a Vulkan in software: activations stay floats, of 16 bits by default and of 32."""
 
-from edgeqaf.protocols import Configuration, Form
-from runtime_tests.ggml.elsewhere import Elsewhere, Way
+from runtime_tests.ggml.elsewhere import Elsewhere, gpu_ways
 from runtime_tests.ggml.places import vulkan
 
-runtime = Elsewhere(
-    [
-        Way(
-            Configuration("float32", int8_activations=False, offset_form=Form.DECODED),
-            vulkan(DISABLE_F16="1"),
-            replays=False,
-        ),
-        Way(
-            Configuration("float16", int8_activations=False, offset_form=Form.DECODED),
-            vulkan(),
-            replays=False,
-        ),
-    ],
-    isa="",
-)
+runtime = Elsewhere([*gpu_ways(half=vulkan(), single=vulkan(DISABLE_F16="1"))], isa="")

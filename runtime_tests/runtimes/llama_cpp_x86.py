@@ -7,8 +7,8 @@ from runtime_tests.ggml.elsewhere import Elsewhere, cpu_ways
 from runtime_tests.ggml.places import x86
 
 BEFORE = ("x64", "sse42", "sandybridge", "ivybridge", "piledriver")
-SINCE = (
-    "haswell", "alderlake", "skylakex", "cannonlake", "cascadelake", "icelake", "cooperlake", "zen4", "sapphirerapids",
+SINCE = (  # the last, which most processors can run, is the default of `edgeqaf eval`
+    "sapphirerapids", "zen4", "cooperlake", "icelake", "cascadelake", "cannonlake", "skylakex", "alderlake", "haswell",
 )  # fmt: skip
 
 runtime = Elsewhere([way for name in (*BEFORE, *SINCE) for way in cpu_ways(name, x86(name), repack=name in SINCE)])

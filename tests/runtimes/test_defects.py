@@ -79,8 +79,15 @@ def test_weights_and_kernels_name_every_defect(seeded: tuple[Artifact, QModel, d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in plugins.names("runtimes") if n not in ladder.at_home()])
-@pytest.mark.parametrize("seeded", [("onnx", grid, "qdq") for grid in ("q4_0", "q4_1", "q8_0")], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "seeded"),
+    [
+        (name, (plugins.find("runtimes", name).reads, grid, "qdq"))
+        for name in plugins.names("runtimes") if name not in ladder.at_home()
+        for grid in ("q4_0", "q4_1", "q8_0")
+    ],
+    indirect=["seeded"],
+)  # fmt: skip
 def test_weights_and_kernels_name_every_defect_elsewhere(
     name: str, seeded: tuple[Artifact, QModel, dict[str, str]], places: Path
 ) -> None:

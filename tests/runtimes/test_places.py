@@ -22,7 +22,8 @@ from runtime_tests.onnx import places, worker
 from runtime_tests.onnx.places import Engine
 from runtime_tests.verify import parse_runtimes
 
-ELSEWHERE = [name for name in plugins.names("runtimes") if name not in ladder.at_home()]
+EVERY = [name for name in plugins.names("runtimes") if name not in ladder.at_home()]
+ELSEWHERE = [name for name in EVERY if plugins.find("runtimes", name).reads == "onnx"]
 QUICK_PLACES = ("here", "1.24", "web")
 QUICK = {"onnxruntime_1_24": "", "onnxruntime_web": ""}
 EXPORTER = plugins.find("exporters", "onnx")
@@ -143,7 +144,7 @@ def test_an_absent_runtime_is_a_finding_and_never_a_pass(name: str, artifact: Ar
 
 
 def test_runtimes_elsewhere_are_asked_when_the_user_says_where():
-    assert set(parse_runtimes(None, elsewhere=False)).isdisjoint(ELSEWHERE)
+    assert set(parse_runtimes(None, elsewhere=False)).isdisjoint(EVERY)
     assert set(parse_runtimes(None, elsewhere=True)) == set(plugins.names("runtimes"))
     assert parse_runtimes("onnxruntime-1.24", elsewhere=False) == ["onnxruntime_1_24"]
 
@@ -186,6 +187,25 @@ def test_level_4_rounds_activations_where_its_configuration_says_so(
             found.append(session.linear(stored, x))
     assert bool(compare_bits(*found).any()) == configuration.int8_activations
     assert np.abs(found[0] - x @ decode(stored.tensor).T).max() < 0.05 * np.abs(found[1]).max()
+
+
+@pytest.mark.parametrize("name", [marked(name, name in QUICK) for name in ELSEWHERE])
+def test_a_worker_holds_no_more_than_what_is_asked_of_it(name: str, artifact: Artifact, places: Path):
+    """However many matrices are asked for: the last of them, and the whole model."""
+    runtime, options = plugins.find("runtimes", name), RuntimeOptions(places=places)
+    if (absent := runtime.availability(options)).version is None:
+        pytest.skip(absent.reason)
+    with runtime.open(artifact, runtime.configurations[0], options) as session:
+        engine, held = session._load.__self__, set()
+        for _, stored, q in artifact.quantized():
+            session.weights(stored)
+            session.linear(stored, np.ones((1, q.shape[1]), np.float32))
+            held.add(engine.holds())
+        assert held == {1}
+        session.logits([1, 2])
+        assert engine.holds() == 2
+        session._cut = None
+        assert engine.holds() == 1
 
 
 def test_arrays_cross_the_pipe_as_they_are(tmp_path: Path):

@@ -1,17 +1,20 @@
 #!/bin/sh
-# Fetches the runtimes that `places.py` knows into a folder:    fetch_places.sh PYTHON FOLDER
-# A part that is there is left alone; one that cannot be had is named, and the others are still fetched.
+# Fetches the runtimes that `onnx/places.py` and `ggml/places.py` know:    fetch_places.sh PYTHON FOLDER [PART ...]
+# Without PARTs all. A part that is there is left alone; one that cannot be had is named, and the others are still fetched.
 # Wheels are pinned by version, npm packages by SHA-256; apt checks Debian's signatures.
 
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 mkdir -p "$2/.part" || exit 1
 folder=$(cd "$2" && pwd)
-constraints=$(cd "$(dirname "$0")/../.." && pwd)/constraints.txt
+constraints=$(cd "$(dirname "$0")/.." && pwd)/constraints.txt
+shift 2
+wanted="$*"
 missing=
 
 # part NAME FUNCTION [ARGUMENTS]: run the function in an empty folder, which becomes NAME when it succeeds.
 part() {
     name=$1; shift
+    case " $wanted " in "  " | *" $name "*) ;; *) return ;; esac
     [ -e "$folder/$name" ] && return
     rm -rf "$folder/.part/$name"
     mkdir -p "$folder/.part/$name"
@@ -27,13 +30,25 @@ part() {
 
 wheel() { "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target . "$@"; }
 
+npm_archive() {  # NAME@VERSION=SHA256: the name of its file, once it is checked
+    archive=$(npm pack --silent "${1%=*}")
+    echo "${1##*=}  $archive" | sha256sum --check --quiet && echo "$archive"
+}
+
 npm_packages() {  # NAME@VERSION=SHA256 ...
     for package in "$@"; do
-        archive=$(npm pack --silent "${package%=*}")
-        echo "${package#*=}  $archive" | sha256sum --check --quiet
+        archive=$(npm_archive "$package")
         name=${package%@*}
         mkdir "$name"
         tar xzf "$archive" --strip-components=1 -C "$name" --exclude='*/win32/*' --exclude='*/darwin/*'
+        rm "$archive"
+    done
+}
+
+llama_builds() {  # NAME=SHA256 ...: llama.cpp's libraries, as node-llama-cpp builds them
+    for build in "$@"; do
+        archive=$(npm_archive "@node-llama-cpp/${build%=*}@3.22.1=${build#*=}")
+        tar xzf "$archive" --strip-components=2 --exclude='*.node' --exclude='libllama-common*' package/bins
         rm "$archive"
     done
 }
@@ -46,19 +61,42 @@ debian() {  # PACKAGE PATTERN...: the files of a Debian package that match, with
     rm -rf ./*.deb ./usr
 }
 
-# An arm64 Debian with Python, from an apt that knows nothing of this machine's packages.
-arm64() {
+# unpacked ARCHITECTURE SKIPPED PACKAGE ...: packages and all that they need, from an apt that knows nothing of this
+# machine's; files that match SKIPPED are left out.
+unpacked() {
+    architecture=$1 skipped=$2; shift 2
     mkdir -p apt/lists/partial apt/archives/partial
     : > apt/status
     apt() {
-        apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o APT::Sandbox::User=root \
-            -o Dir::State="$PWD/apt" -o Dir::State::lists="$PWD/apt/lists" -o Dir::State::status="$PWD/apt/status" \
-            -o Dir::Cache::archives="$PWD/apt/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@"
+        apt-get -qq -o APT::Architecture="$architecture" -o APT::Architectures::="$architecture" \
+            -o APT::Sandbox::User=root -o Dir::State="$PWD/apt" -o Dir::State::lists="$PWD/apt/lists" \
+            -o Dir::State::status="$PWD/apt/status" -o Dir::Cache::archives="$PWD/apt/archives" \
+            -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@"
     }
     apt update
-    apt install --yes --no-install-recommends --download-only python3-minimal libpython3-stdlib libstdc++6 > /dev/null
+    apt install --yes --no-install-recommends --download-only "$@" > /dev/null
+    [ -z "$skipped" ] || find apt/archives -name "$skipped" -delete
     for package in apt/archives/*.deb; do dpkg-deb --extract "$package" .; done
     rm -r apt
+}
+
+# Mesa's Vulkan in software, with the libraries that it needs, but for those of the system's C.
+lavapipe() {
+    unpacked "$(dpkg --print-architecture)" 'libc6_*' mesa-vulkan-drivers libvulkan1
+    driver=$(find "$PWD" -name libvulkan_lvp.so)
+    found=$(find "$PWD" -name '*.so*' -exec dirname {} + | sort -u | paste -sd:)
+    LD_LIBRARY_PATH=$found ldd "$driver" | awk '{print $3}' | grep "^$PWD/" | grep -v -e libstdc++ -e libgcc_s > needed
+    xargs -I{} cp -L {} . < needed
+    cp -L "$driver" "$(find "$PWD" -name libvulkan.so.1)" .
+    sed 's#"/[^"]*/libvulkan_lvp.so"#"libvulkan_lvp.so"#' "$(find . -name 'lvp_icd*.json')" > lvp_icd.json
+    find . -mindepth 1 -maxdepth 1 -type d -exec rm -r {} +
+    find . -maxdepth 1 -type l -delete
+    rm needed
+}
+
+# An arm64 Debian with Python.
+arm64() {
+    unpacked arm64 '' python3-minimal libpython3-stdlib libstdc++6
     version=$(basename usr/bin/python3.* | tr -d python.)
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target wheels --constraint "$constraints" \
         --only-binary=:all: --python-version "$version" --platform manylinux_2_28_aarch64 \
@@ -91,5 +129,10 @@ part node_modules npm_packages \
 part qemu debian qemu-user-static '*/qemu-x86_64-static' '*/qemu-aarch64-static'
 part swiftshader debian chromium-common '*/libvk_swiftshader.so' '*/vk_swiftshader_icd.json' '*/libvulkan.so.1'
 part aarch64 arm64
+part llama.cpp llama_builds \
+    linux-x64=0d953e1503d5ab4608d8ed5b739132308c81ac05ffeb760d2a7f30e08a9f90e0 \
+    linux-arm64=39c76b998e35ed2f236c01472fc79eda0fc558b1c8b535023c2d7ded8c327cc4 \
+    linux-x64-vulkan=e10577190fc4bd1649d3b655588e5c7a85fc6b6dbf7136fee596cbe9e25521e7
+part lavapipe lavapipe
 rm -rf "$folder/.part"
-[ -z "$missing" ] || { echo "not fetched:$missing (qemu, swiftshader and aarch64 need Debian)" >&2; exit 1; }
+[ -z "$missing" ] || { echo "not fetched:$missing (qemu, swiftshader, aarch64 and lavapipe need Debian)" >&2; exit 1; }

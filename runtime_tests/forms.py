@@ -1,0 +1,128 @@
+"""In which written form a kernel computes a product with a quantized matrix, as exact numbers.
+
+A form is a sum of terms, each rounded once from its exact value where nothing rounds before; a term is a sum of
+parts, each an integer for every input times a coefficient for every block. Forms that are equal on paper
+(`edgeqaf.protocols.Form`) round differently where 24 bits do not suffice.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqaf.digest import Floats
+from edgeqaf.grid import Zero
+from edgeqaf.protocols import Configuration, Form
+from edgeqaf.qtensor import QTensor, Supers
+
+Doubles = NDArray[np.float64]
+Columns = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """integers [out, blocks, n] times coefficient [out, blocks], in float64.
+
+    per_block: the integers are equal within a block, so the kernel multiplies the block's activation sum.
+    summable:  the integers are integers; decoded float weights are not, and no sum of them is certain.
+    """
+
+    integers: Doubles
+    coefficient: Doubles
+    per_block: bool = False
+    summable: bool = True
+
+
+Term = tuple[Part, ...]  # parts are added before the one rounding
+
+
+def two_level(q: QTensor, configuration: Configuration) -> bool:
+    """Whether the form has a super-block's ``d`` as coefficient, the scales of its blocks among the integers."""
+    return q.supers is not None and configuration.offset_form is Form.FUSED
+
+
+def unit(q: QTensor, configuration: Configuration) -> int:
+    """Consecutive inputs that share a coefficient."""
+    return q.grid.unit if two_level(q, configuration) else q.grid.block
+
+
+def written_form(q: QTensor, configuration: Configuration, columns: Columns) -> list[Term]:
+    """The terms in which this configuration's kernels compute a product with some inputs of ``q``.
+
+    columns: [blocks, n], the inputs; those of one row share a coefficient (`unit`).
+    """
+    codes = _picked(q.codes, columns).astype(np.float64)
+    if two_level(q, configuration):
+        assert q.supers is not None
+        return _two_level_form(q, q.supers, codes, columns)
+    at = columns[:, 0] // q.grid.block
+    scale = q.scale[:, at].astype(np.float64)
+    stored = None if q.zero is None else q.zero[:, at].astype(np.float64)
+    if configuration.offset_form is Form.HALF:
+        return _half_form(_decoded(q, codes, scale, stored))
+    if q.grid.zero is Zero.OFFSET:
+        assert stored is not None
+        return _offset_form(q, codes, scale, stored, configuration.offset_form)
+    zero = np.float64(q.grid.centre) if stored is None else stored[..., None]
+    if not configuration.split_zero:
+        return [(Part(codes - zero, scale),)]
+    zeros = np.broadcast_to(q.grid.lo - zero, codes.shape)
+    return [(Part(codes - q.grid.lo, scale),), (Part(zeros, scale, per_block=True),)]
+
+
+def _picked(codes: NDArray[np.int8], columns: Columns) -> NDArray[np.int8]:
+    """codes [out, in] -> [out, *columns.shape]; consecutive ones are not gathered."""
+    if columns.size and (np.diff(columns.ravel()) == 1).all():
+        start = int(columns.flat[0])
+        return codes[:, start : start + columns.size].reshape(-1, *columns.shape)
+    return codes[:, columns]
+
+
+def _decoded(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles | None) -> Floats:
+    """Weights [out, blocks, n] as `edgeqaf.qtensor.decode` gives them; float64 holds every product and sum."""
+    if q.grid.zero is Zero.OFFSET:
+        assert zero is not None
+        return (codes * scale[..., None] + zero[..., None]).astype(np.float32)
+    centre = np.float64(q.grid.centre) if zero is None else zero[..., None]
+    return ((codes - centre) * scale[..., None]).astype(np.float32)
+
+
+def _half_form(weights: Floats) -> list[Term]:
+    """Weights rounded to float16, as integers times the last bit that any of their block has."""
+    with np.errstate(over="ignore"):  # becomes infinite there too
+        rounded = weights.astype(np.float16).astype(np.float64)
+    bit = last_bit(rounded).min(-1)
+    scale = np.where(np.isinf(bit), 1.0, bit)  # of a block of zeros
+    return [(Part(rounded / scale[..., None], scale),)]
+
+
+def last_bit(values: Doubles) -> Doubles:
+    """The value of the last set bit of float32 numbers; infinity for zero, which rounds nothing."""
+    mantissa, exponent = np.frexp(values)
+    integers = np.abs(mantissa * 2.0**24).astype(np.int64)
+    last = (integers & -integers).astype(np.float64)
+    return np.where(integers == 0, np.inf, np.ldexp(last, exponent - 24))
+
+
+def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles, form: Form) -> list[Term]:
+    if form is Form.DECODED:
+        weights = _decoded(q, codes, scale, zero).astype(np.float64)
+        return [(Part(weights, np.ones_like(scale), summable=False),)]
+    ones = np.broadcast_to(1.0, codes.shape)
+    if form is Form.FUSED:
+        return [(Part(codes, scale), Part(ones, zero, per_block=True))]
+    middle = (q.grid.lo + q.grid.hi + 1) // 2
+    centred = (zero + middle * scale).astype(np.float32)  # as the file stores it
+    return [(Part(codes - middle, scale),), (Part(ones, centred.astype(np.float64), per_block=True),)]
+
+
+def _two_level_form(q: QTensor, supers: Supers, codes: Doubles, columns: Columns) -> list[Term]:
+    """``d * integer dot - dmin * integer sum`` over super-blocks, block scales and minima among the integers."""
+    at, blocks = columns[:, 0] // q.grid.unit, columns // q.grid.block
+    integers = (codes - q.grid.centre) * supers.scales[:, blocks]
+    terms: list[Term] = [(Part(integers, supers.d[:, at].astype(np.float64)),)]
+    if supers.dmin is not None:
+        assert supers.mins is not None
+        mins = supers.mins[:, blocks].astype(np.float64)
+        terms.append((Part(mins, -supers.dmin[:, at].astype(np.float64)),))
+    return terms
