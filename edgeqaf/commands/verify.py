@@ -9,6 +9,7 @@ from edgeqaf.options import Json, LlamaLib, PlacesFolder, claim_report, listed
 
 if TYPE_CHECKING:
     from edgeqaf.dist import Dist
+    from edgeqaf.protocols import RuntimeOptions
     from runtime_tests.golden.watch import Watch
 
 
@@ -50,17 +51,14 @@ def command(
     from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
     from edgeqaf.staging import staged
-    from runtime_tests import pitfalls
     from runtime_tests import verify as verification
     from runtime_tests.golden.watch import Record
+    from runtime_tests.matrix import run
 
+    options = RuntimeOptions(llama_lib, threads, places=places)
     if matrix:
-        from runtime_tests.matrix import run
-
         run.refuse_beside(against=against, record=record, check=check, junit=junit)
-        options = RuntimeOptions(llama_lib, threads, places=places)
-        wanted = listed(require)
-        run.run(dists, runtime, options, output or Path("matrix.html"), wanted, force=force, json=json)
+        run.run(dists, runtime, options, output, listed(require), force=force, json=json)
         return
     dist = _only(dists)
     _require_sound(record, check, force, listed(require))
@@ -74,22 +72,18 @@ def command(
     model = checkpoint.load(against) if against else None
     started = time.monotonic()
     with progress("verify", verification.steps(opened, names)) as advance:
-        options = RuntimeOptions(llama_lib, threads, places=places)
         report = verification.verify(opened, names, options, advance, model, watch)
     verification.show(report)
     if junit:
         xml.write(report, junit, time.monotonic() - started)
-    met = pitfalls.met(opened.artifacts, names, options)
-    for what, runs in met.items():
-        say(f"known of {', '.join(runs)}: {what}")
-    result = {"root": opened.receipt["root"], **report.as_json(), "known": met}
+    known = _known(opened, names, options)
+    result = {"root": opened.receipt["root"], **report.as_json(), "known": known}
     with staged(target, force=True) as part:
         write_json(part, result)
     if json:
         emit(result)
     verification.require(report, listed(require))
-    passed = len(report.checks) - len(report.absent)
-    say(f"{target}: {passed} checks passed, {len(report.absent)} absent")
+    say(f"{target}: {len(report.checks) - len(report.absent)} checks passed, {len(report.absent)} absent")
     if isinstance(watch, Record):
         say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {dist} --check {record}")
 
@@ -100,6 +94,17 @@ def _only(dists: list[Path]) -> Path:
     if len(dists) > 1:
         raise UsageError(f"{len(dists)} dist folders are named", "verify one, or all of them with --matrix")
     return dists[0]
+
+
+def _known(dist: "Dist", names: list[str], options: "RuntimeOptions") -> dict[str, list[str]]:
+    """Say which pitfalls these runs meet; what is known, and who meets it."""
+    from edgeqaf.console import say
+    from runtime_tests import pitfalls
+
+    met = pitfalls.met(dist.artifacts, names, options)
+    for what, runs in met.items():
+        say(f"known of {', '.join(runs)}: {what}")
+    return met
 
 
 def _watch(dist: "Dist", record: Path | None, check: Path | None, force: bool) -> "Watch":

@@ -3,6 +3,7 @@
 import platform
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import psutil
@@ -50,14 +51,16 @@ def missing(dists: Sequence[Dist], names: Sequence[str], options: RuntimeOptions
 def climb(
     dists: Sequence[Dist], names: Sequence[str], options: RuntimeOptions, climber: Climber
 ) -> tuple[Matrix, list[VerificationReport]]:
-    """Every cell, and the report of each folder."""
+    """Every cell, and the report of each folder; in a cell a folder goes by its label, wherever it lies."""
     asked = plan(dists, names, options)
     found: dict[tuple[Row | None, Column], list[Finding]] = {}
     reports = []
     for dist in dists:
         climber.logits.clear()
         report = verify.verify(dist, names, options, lambda done, note="": None, climb=climber)
-        for row, finding in _placed(report.checks, asked, asked.labels[dist.folder], climber.logits):
+        label = asked.labels[dist.folder]
+        told = [replace(c, detail=c.detail.replace(str(dist.folder.resolve()), label)) for c in report.checks]
+        for row, finding in _placed(told, asked, label, climber.logits):
             found.setdefault((row, asked.folders[dist.folder]), []).append(finding)
         reports.append(report)
     return _matrix(asked, found, options), reports

@@ -20,11 +20,12 @@ CLIMBS = ".climbs"  # instead of the page's suffix: the folder beside it in whic
 
 
 def run(
-    folders: Sequence[Path], runtime: str | None, options: RuntimeOptions, output: Path, required: Sequence[str],
+    folders: Sequence[Path], runtime: str | None, options: RuntimeOptions, output: Path | None, required: Sequence[str],
     *, force: bool, json: bool,
 ) -> None:  # fmt: skip
     """Raises as `runtime_tests.verify.require` does, after the page is written."""
     names = verify.parse_runtimes(runtime, elsewhere=True)
+    output = output or Path("matrix.html")
     _claim(output)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("one dist folder is named twice", "name each once")
