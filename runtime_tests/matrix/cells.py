@@ -155,8 +155,9 @@ class Matrix:
     @property
     def rungs(self) -> dict[str, dict[Verdict, int]]:
         """Of each rung, R0 and the settings with them, how many marks have which verdict."""
-        cells = [*self.files.values(), *self.cells.values()]
-        marks = {rung: [c.verdict for cell in cells for c in cell.marks(rung)] for rung in (*RUNGS, SETTINGS)}
+        files = [f.check.verdict for cell in self.files.values() for f in cell.findings]
+        marks = {rung: [c.verdict for cell in self.cells.values() for c in cell.marks(rung)] for rung in MARKS}
+        marks = {RUNGS[0]: files, **marks}
         return {rung: {v: found.count(v) for v in Verdict} for rung, found in marks.items() if found}
 
     @property
