@@ -17,6 +17,7 @@ from typing import IO, Any
 from edgeqaf.errors import Refused, RuntimeAbsent
 
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds our packages
+PATIENCE = 10  # seconds for a worker that has closed its pipe to end
 REMEDY = "make places fetches it; name the folder with --places"
 
 
@@ -31,8 +32,12 @@ class Worker:
         self.stdout: IO[bytes] = process.stdout
 
     def died(self) -> Refused:
-        """The error for a worker that answers no more."""
-        code = self._process.wait()
+        """The error for a worker that answers no more; one that lives on, and answers nonsense, is ended."""
+        try:
+            code = self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -1,4 +1,4 @@
-"""Products of matrices in one llama.cpp, by whatever Python and processor runs this: LIBRARY_FOLDER IN.npz OUT.npz.
+"""Products of matrices in one llama.cpp, by whatever Python and processor runs this: FOLDER VARIANT IN.npz OUT.npz.
 
 In: ``KEY/matrix`` bytes, ``KEY/about`` [ggml's type, out, in] and activations ``KEY/0``, ``KEY/1``, and so on. Out:
 ``KEY/0/plain`` and, where there is a layout, ``KEY/0/repack``.
@@ -14,9 +14,9 @@ from runtime_tests.ggml.file import FileTensor
 from runtime_tests.ggml.library import load
 from runtime_tests.ggml.matmul import Cpu, Matrix
 
-folder, source, target = map(Path, sys.argv[1:])
+folder, variant, source, target = sys.argv[1:]
 given, made = np.load(source), {}
-cpu = Cpu(load(folder), 1)
+cpu = Cpu(load(Path(folder), variant), 1)
 for key in sorted({name.rsplit("/", 1)[0] for name in given}):
     kind, out, inputs = map(int, given[f"{key}/about"])
     tensor = FileTensor("w", kind, str(kind), (out, inputs), given[f"{key}/matrix"])

@@ -66,16 +66,14 @@ def products(
     kit = libllama.parent / "linux-arm64"
     if not kit.is_dir():
         pytest.skip(f"no llama.cpp at {kit}: make kits")
-    for file in kit.glob("*.so*"):
-        if "-cpu-" not in file.name or file.stem == f"libggml-cpu-{variant}":
-            (tmp_path / file.name).symlink_to(file.resolve())
     try:
         place = elsewhere.find(VARIANTS[variant][0], places)
     except RuntimeAbsent as absent:
         pytest.skip(absent.cause)
     np.savez(tmp_path / "in.npz", **given)
     here = Path(__file__)
-    command = [*place.command[:-1], here.with_name("products.py"), tmp_path, tmp_path / "in.npz", tmp_path / "out.npz"]
+    files = tmp_path / "in.npz", tmp_path / "out.npz"
+    command = [*place.command[:-1], here.with_name("products.py"), kit, variant, *files]
     path = f"{here.parents[2]}:{place.environment['PYTHONPATH']}"
     subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": path}, stdout=sys.stderr)
     return dict(np.load(tmp_path / "out.npz"))
