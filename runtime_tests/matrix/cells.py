@@ -161,6 +161,11 @@ class Matrix:
         return {rung: {v: found.count(v) for v in Verdict} for rung, found in marks.items() if found}
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Of each rung, the most marks that a cell has."""
+        return {rung: max((len(cell.marks(rung)) for cell in self.cells.values()), default=0) or 1 for rung in MARKS}
+
+    @property
     def failures(self) -> list[Finding]:
         return [f for f in self.findings if f.check.verdict in FAILED]
 

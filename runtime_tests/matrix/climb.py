@@ -2,7 +2,7 @@
 
 import platform
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -22,8 +22,9 @@ from runtime_tests.matrix.store import Store, climbed
 
 
 class Climber:
-    """Answers jobs out of the store or anew, tells of each new one, and remembers the digests of their logits.
+    """Answers jobs out of the store or anew, tells of each new one, and remembers whose each check is.
 
+    logits: digest of each job's, by its name; owners: the name of the job that a check is of.
     expected: how many new ones there will be; more, where one that is kept turns out to be spoilt.
     """
 
@@ -31,12 +32,14 @@ class Climber:
         self._store, self._advance, self._expected = store, advance, expected
         self._lock = threading.Lock()
         self.logits: dict[str, str] = {}
+        self.owners: dict[Check, str] = {}
         self.new = self.kept = 0
 
     def __call__(self, job: Job) -> Outcome:
         found, new = climbed(self._store, job)
         with self._lock:
             self.logits[subject(job)] = found.outcome.digest
+            self.owners |= dict.fromkeys(found.outcome.checks, subject(job))
             self.new, self.kept = self.new + new, self.kept + (not new)
             if new:
                 self._advance(min(self.new, self._expected), f"{subject(job)}, {found.seconds:.0f} s")
@@ -57,28 +60,24 @@ def climb(
     reports = []
     for dist in dists:
         climber.logits.clear()
+        climber.owners.clear()
         report = verify.verify(dist, names, options, lambda done, note="": None, climb=climber)
-        label = asked.labels[dist.folder]
-        told = [replace(c, detail=c.detail.replace(str(dist.folder.resolve()), label)) for c in report.checks]
-        for row, finding in _placed(told, asked, label, climber.logits):
-            found.setdefault((row, asked.folders[dist.folder]), []).append(finding)
+        label, column = asked.labels[dist.folder], asked.folders[dist.folder]
+        for check in report.checks:
+            told = replace(check, detail=check.detail.replace(str(dist.folder.resolve()), label))
+            name = climber.owners.get(check, check.subject)
+            row = None if check.rung == "R0" else row_of(name, asked)
+            found.setdefault((row, column), []).append(Finding(told, label, climber.logits.get(name, "")))
         reports.append(report)
     return _matrix(asked, found, options), reports
 
 
-def _placed(
-    checks: Sequence[Check], asked: Plan, folder: str, logits: Mapping[str, str]
-) -> Iterator[tuple[Row | None, Finding]]:
-    """Each check with its row: that of its subject, or of the runtime it is about as a whole; R0 has none."""
-    for check in checks:
-        if check.rung == "R0":
-            yield None, Finding(check, folder)
-            continue
-        words = check.subject.split()
-        row = asked.subjects.get(check.subject) or next(
-            row for name, row in asked.subjects.items() if (name.split()[0], name.split()[-1]) == (words[0], words[-1])
-        )
-        yield row, Finding(check, folder, logits.get(check.subject, ""))
+def row_of(name: str, asked: Plan) -> Row:
+    """That of a job by its name, or the first of the runtime that a check is about as a whole."""
+    if name in asked.subjects:
+        return asked.subjects[name]
+    runtime, *_, format = name.split()
+    return next(row for own, row in asked.subjects.items() if (own.split()[0], own.split()[-1]) == (runtime, format))
 
 
 def _matrix(asked: Plan, found: Mapping[tuple[Row | None, Column], list[Finding]], options: RuntimeOptions) -> Matrix:

@@ -1,6 +1,6 @@
 """The matrix as text on the terminal, as one self-contained HTML page, and as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,22 +20,22 @@ LEGEND = (
 )
 
 
-def marks(cell: Cell) -> str:
-    """A cell in characters: a group for each rung, two of one rung side by side; then its letter."""
+def marks(cell: Cell, widths: Mapping[str, int]) -> str:
+    """A cell in characters: a group for each rung, ``widths`` wide, as one can have several; then its letter."""
     if cell.state is State.NOT_OFFERED:
         return ""
-    groups = ["".join(SYMBOLS[check.verdict] for check in cell.marks(rung)) or NOTHING for rung in MARKS]
-    return " ".join(group.ljust(1) for group in (*groups, cell.letter)).rstrip()
+    groups = {rung: "".join(SYMBOLS[check.verdict] for check in cell.marks(rung)) or NOTHING for rung in MARKS}
+    return " ".join([*(group.ljust(widths[rung]) for rung, group in groups.items()), cell.letter]).rstrip()
 
 
 def show(matrix: Matrix) -> None:
     """Print the table, what it amounts to, and every failure."""
     last = ("", "")
-    rows = []
+    rows, widths = [], matrix.widths
     for row in matrix.rows:
         family, runtime = row.family if row.family != last[0] else "", row.runtime
         shown = runtime if (row.family, runtime) != last else ""
-        cells = [marks(matrix.cells[row, column]) for column in matrix.columns]
+        cells = [marks(matrix.cells[row, column], widths) for column in matrix.columns]
         rows.append((family, shown, row.configuration or "as a whole", *cells))
         last = row.family, runtime
     table("Matrix", ("", "runtime", "configuration", *(c.label for c in matrix.columns)), rows)
@@ -79,7 +79,7 @@ def page(matrix: Matrix) -> str:
     return fill(
         TEMPLATE, {},
         matrix=matrix, title=TITLE, tone=tone(matrix), sentence=sentence(matrix), counts=_counts(matrix), rungs=MARKS,
-        titled=_titled, tint=lambda letter: (sum(map(ord, letter)) - ord("A")) % 6,
+        titled=_titled, widths=matrix.widths, tint=lambda letter: (sum(map(ord, letter)) - ord("A")) % 6,
         of_column=_of_column, nothing=NOTHING, states=State,
     )  # fmt: skip
 

@@ -11,6 +11,8 @@ from edgeqaf.html import Tone
 from edgeqaf.report import SETTINGS, Check, Verdict
 from runtime_tests.matrix import families, render
 from runtime_tests.matrix.cells import ASKED, Cell, Column, Finding, Matrix, Row, State, lettered
+from runtime_tests.matrix.climb import row_of
+from runtime_tests.matrix.plan import Plan
 
 ROW = Row("PyTorch", "torch_cpu", "float32", "torch 0")
 COLUMN = Column("ab" * 32, "model", ("model",), 64, ("q4_0",))
@@ -115,7 +117,8 @@ def test_two_checks_of_a_rung_are_two_marks_and_a_second_folder_repeats_none():
     both = [check("R4", Verdict.EXACT), check("R4", Verdict.BOUNDED)]
     one = Cell(tuple(Finding(c, "a") for c in both))
     assert [c.verdict for c in one.marks("R4")] == [Verdict.EXACT, Verdict.BOUNDED]
-    assert render.marks(one) == "· · · =≈ ·"
+    assert render.marks(one, matrix(one).widths) == "· · · =≈ ·"
+    assert render.marks(cell(*[Verdict.EXACT] * 4), matrix(one).widths) == "= = = =  ·"
     again = Cell((*one.findings, *(Finding(c, "b") for c in (*both, check("R4", Verdict.DIFFERENT)))))
     assert [c.verdict for c in again.marks("R4")] == [Verdict.EXACT, Verdict.BOUNDED, Verdict.DIFFERENT]
 
@@ -146,6 +149,15 @@ def test_the_page_loads_and_runs_nothing_and_no_name_is_markup():
     for text in ("http:", "https:", "<script", "javascript", "<img", "href", "url(", "@import"):
         assert text not in page
     assert "&lt;script&gt;" in page
+
+
+def test_a_check_has_the_row_of_its_job_whatever_it_calls_itself():
+    rows = {name: Row("x", *name.split()[:2]) for name in ("a plain on gguf", "a repack on gguf", "b off on onnx")}
+    asked = Plan([], list(rows.values()), {}, {}, rows)
+    for name, row in rows.items():
+        assert row_of(name, asked) is row
+    assert row_of("a on gguf", asked) is rows["a plain on gguf"]
+    assert row_of("b before and after merge, on onnx", asked) is rows["b off on onnx"]
 
 
 @pytest.mark.parametrize("runtime", plugins.names("runtimes"))
