@@ -7,7 +7,7 @@ special case belongs in that leaf.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.checkpoint import QModel
+from edgeqaf.child import Limits
 from edgeqaf.digest import Floats, Tensor, merkle_root, tensor_digest
 from edgeqaf.grid import Grid
 from edgeqaf.qtensor import QTensor
@@ -149,7 +150,7 @@ class Form(Enum):
     TWO_TERM = (
         "dot with (code - z) * scale and dot with (zero + z * scale), z the middle code, each rounded, then added"
     )
-    HALF = "weights decoded to float32 and rounded to float16, as the activations are, then multiplied"
+    HALF = "weights decoded to float32 and rounded to float16, as the activations are, then multiplied and added there"
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,14 @@ class RuntimeOptions:
     llama_lib: folder with libllama.
     device:    where PyTorch runs.
     places:    folder with the runtimes that are elsewhere (`Runtime.elsewhere`).
+    limits:    what a runtime's process may take.
     """
 
     llama_lib: Path | None = None
     threads: int = 1
     device: str = "cpu"
     places: Path | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 class Session(Protocol):

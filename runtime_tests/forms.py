@@ -25,12 +25,14 @@ class Part:
 
     per_block: the integers are equal within a block, so the kernel multiplies the block's activation sum.
     summable:  the integers are integers; decoded float weights are not, and no sum of them is certain.
+    bits:      of the floats that products and sums are held in.
     """
 
     integers: Doubles
     coefficient: Doubles
     per_block: bool = False
     summable: bool = True
+    bits: int = 24
 
 
 Term = tuple[Part, ...]  # parts are added before the one rounding
@@ -88,12 +90,12 @@ def _decoded(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles | None) -
 
 
 def _half_form(weights: Floats) -> list[Term]:
-    """Weights rounded to float16, as integers times the last bit that any of their block has."""
+    """Weights rounded to float16, as integers times the last bit that any of their block has; sums in float16 too."""
     with np.errstate(over="ignore"):  # becomes infinite there too
         rounded = weights.astype(np.float16).astype(np.float64)
     bit = last_bit(rounded).min(-1)
     scale = np.where(np.isinf(bit), 1.0, bit)  # of a block of zeros
-    return [(Part(rounded / scale[..., None], scale),)]
+    return [(Part(rounded / scale[..., None], scale, bits=11),)]
 
 
 def last_bit(values: Doubles) -> Doubles:

@@ -16,14 +16,13 @@ import numpy as np
 
 from edgeqaf import plugins, witness
 from edgeqaf.child import stream
-from edgeqaf.digest import Floats
 from edgeqaf.errors import EdgeqafError, Refused, RuntimeAbsent
 from edgeqaf.protocols import Artifact, Runtime, RuntimeOptions, Session, Stored, fitting
 from edgeqaf.qtensor import QTensor, decode
 from edgeqaf.report import Check, Difference, Verdict, compare_bits
 from edgeqaf.runs import cuts
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests import layers, logits, probes, settings
+from runtime_tests import layers, logits, probes, settings, whole
 from runtime_tests.expected import Quantized
 from runtime_tests.golden.observation import observe
 from runtime_tests.job import Job, Outcome, named, subject
@@ -72,19 +71,17 @@ def jobs(
             yield Job(name, configuration, artifact, expected, options)
 
 
-def with_prompts(
-    job: Job, recorded: Mapping[str, Any] | None, reference: Sequence[Floats] = (), observed: bool = False
-) -> Job:
-    """The job with the witness's prompts to run, and PyTorch's logits to be held against, if known."""
+def with_prompts(job: Job, recorded: Mapping[str, Any] | None, observed: bool = False) -> Job:
+    """The job with the witness's prompts to run."""
     tokens = recorded["tokens"] if recorded else witness.prompts(Tokenizer(job.artifact.reference))
-    return replace(job, tokens=tokens, texts=witness.PROMPTS, reference=reference, observed=observed)
+    return replace(job, tokens=tokens, texts=witness.PROMPTS, observed=observed)
 
 
 def run(job: Job) -> Outcome:
     """Run one job in a child process; its death, or what it refuses, becomes a Check."""
     name = subject(job)
     try:
-        outcome: Outcome = next(stream(name, _climb_once, job))
+        outcome: Outcome = next(stream(name, _climb_once, job, limits=job.options.limits))
         return outcome
     except RuntimeAbsent as absent:
         return Outcome([Check("R1", name, Verdict.ABSENT, detail=str(absent))], [])
@@ -103,10 +100,10 @@ def climb(job: Job) -> Outcome:
     with runtime.open(job.artifact, job.configuration, job.options) as session:
         checks = _tensors(job, session, version)
         try:
-            whole = _whole(job, session)
+            models = _whole(job, session)
         except Refused as error:  # single matrices run, the model does not
             return Outcome([*checks, Check("R4", subject(job), Verdict.REFUSED, detail=str(error))], [])
-    return replace(whole, checks=[*checks, *whole.checks])
+    return replace(models, checks=[*checks, *models.checks])
 
 
 def _whole(job: Job, session: Session) -> Outcome:
@@ -117,6 +114,7 @@ def _whole(job: Job, session: Session) -> Outcome:
         checks.append(logits.same_bits(job, session, made))
     elif job.reference:
         checks.append(logits.bounded(job, session, made))
+    checks += whole.check(job, session)
     if job.varied:
         checks += settings.check(job, session)
     observed = observe(job, session, made) if job.observed else None

@@ -26,6 +26,12 @@ def fma(typing_context, a, b, c):
 
 
 @compiled
+def madd(a, b, c, fused):
+    """``a * b + c`` in float32: rounded once if ``fused``, else twice."""
+    return fma(a, b, c) if fused else a * b + c
+
+
+@compiled
 def dot(total, x, w, first, last, step):
     """Add integer products to int32 [TILE]: of x int8 [in] and w int8 [in, TILE], inputs ``first:last:step``."""
     for k in range(first, last, step):
@@ -51,10 +57,10 @@ def add(held, total, scale, fused):
 
 @compiled
 def halve(held):
-    """Add float32 [lanes, TILE], a power of two of lanes, in a tree: each half onto the other, down to ``held[0]``."""
+    """Add float32 [lanes, outputs], a power of two of lanes, in a tree: half onto half, down to ``held[0]``."""
     half = len(held) // 2
     while half:
         for lane in range(half):
-            for r in range(TILE):
+            for r in range(held.shape[1]):
                 held[lane, r] += held[lane + half, r]
         half //= 2

@@ -171,7 +171,8 @@ def exact(q: QTensor, configuration: Configuration, x: Floats) -> tuple[Floats, 
         sizes = [np.einsum("obn,bn->ob", np.abs(part.integers), np.abs(values)) for part in term]
         answers.append([(found * part.coefficient).sum(-1) for found, part in zip(sums, term, strict=True)])
         certain.append(_certified(sizes, term, values, mixed))
-    alone = np.count_nonzero(x) == 1 and not mixed  # a single product rounds once, in every order
+    single = all(part.bits == 24 for term in terms for part in term)  # to float32, as the answer is
+    alone = np.count_nonzero(x) == 1 and not mixed and single  # a single product rounds once, in every order
     return _rounded(answers), np.logical_and.reduce(certain) | alone
 
 
@@ -187,11 +188,12 @@ def _certified(sizes: Sequence[Doubles], term: Term, values: Doubles, mixed: boo
     """Where one term [out] cannot round but at its end. sizes: sum of magnitudes [out, active] of each part."""
     reach = [size * np.abs(part.coefficient) for size, part in zip(sizes, term, strict=True)]
     last = [last_bit(part.coefficient).min(-1, initial=np.inf) for part in term]
-    together: NDArray[np.bool_] = sum(r.sum(-1) for r in reach) <= 2.0**24 * np.minimum.reduce(last)
+    room = 2.0 ** min(part.bits for part in term)
+    together: NDArray[np.bool_] = sum(r.sum(-1) for r in reach) <= room * np.minimum.reduce(last)
     if (
         not mixed and len(values) == 1 and np.abs(values.sum()) <= LARGEST_SUM
     ):  # then the parts meet in one last addition
-        fits = [part.per_block | (r.sum(-1) <= 2.0**24 * bit) for r, bit, part in zip(reach, last, term, strict=True)]
+        fits = [part.per_block | (r.sum(-1) <= room * bit) for r, bit, part in zip(reach, last, term, strict=True)]
         together = together | np.logical_and.reduce(fits)
     return together & all(part.summable for part in term)
 

@@ -31,6 +31,7 @@ def verify(
     advance: Advance,
     against: QModel | None = None,
     watch: Watch | None = None,
+    prompts: bool = True,
     climb: Callable[[Job], Outcome] = ladder.run,
 ) -> VerificationReport:
     """R0 for each artifact; then R1 to R4 in each runtime that reads it.
@@ -38,14 +39,18 @@ def verify(
     PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
     run comes second, and the others' bits are held against it. The rest run two at a time.
-    against: the model to hold the runtimes against; by default the artifact itself, which R0 ties to the receipt's
-    digests. watch: what else is made of the climbs; by default nothing. climb: how a job is answered; it
-    is called in threads.
+    against: the model to hold the runtimes against; by default the artifact itself, which R0 ties to the receipt.
+    watch: what else is made of the climbs; by default nothing. prompts: whether whole models run, for R3 and R4.
+    climb: how a job is answered; it is called in threads.
     """
     watch = watch or Watch()
     names = [name for name in runtimes if name != ladder.REFERENCE]
     recorded = dist.receipt.get("witness")
     done = count(1)
+
+    def asked(job: Job) -> Job:
+        return ladder.with_prompts(job, recorded, watch.observes) if prompts else job
+
     checks = [_check_files(dist), *watch.of_model()]
     reference: dict[str, Outcome] = {}
     for artifact in dist.artifacts:
@@ -57,7 +62,7 @@ def verify(
         if ladder.REFERENCE in runtimes and root not in reference:
             (job,) = ladder.jobs(artifact, own, [ladder.REFERENCE], options)
             assert isinstance(job, Job)
-            reference[root] = climb(ladder.with_prompts(job, recorded, observed=watch.observes))
+            reference[root] = climb(asked(job))
             checks += watch.of_climb(reference[root], file.wrong)
             if recorded and reference[root].logits:
                 checks.append(_against_witness(artifact, recorded, reference[root]))
@@ -65,7 +70,7 @@ def verify(
         logits = reference[root].logits if root in reference else []
         found = list(ladder.jobs(artifact, own, names, options))
         checks += [job for job in found if isinstance(job, Check)]
-        waiting = [ladder.with_prompts(j, recorded, logits, watch.observes) for j in found if isinstance(j, Job)]
+        waiting = [replace(asked(j), reference=logits) for j in found if isinstance(j, Job)]
         decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
         if decider is not None:  # it decides on the bits of the others
             decided = climb(decider)

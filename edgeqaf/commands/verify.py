@@ -1,7 +1,7 @@
 """verify: prove that the runtimes compute what PyTorch computes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,9 +32,16 @@ def command(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Every runtime on every folder, as one HTML page; goes on where it was.")
     ] = False,
+    up_to: Annotated[
+        Literal["R2", "R4"], typer.Option(help="The last rung; up to R2 no prompt is run, nor a whole model loaded.")
+    ] = "R4",
     llama_lib: LlamaLib = None,
     places: PlacesFolder = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads each runtime may use.")] = 1,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GB that a process may take, two at a time; default: the machine's.")
+    ] = None,
+    timeout: Annotated[int, typer.Option(min=1, help="Seconds without an answer after which a runtime hangs.")] = 3600,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON report, default DIST/verify.json; matrix.html.")
     ] = None,
@@ -46,6 +53,7 @@ def command(
 
     from edgeqaf import checkpoint
     from edgeqaf import junit as xml
+    from edgeqaf.child import Limits
     from edgeqaf.console import emit, progress, say
     from edgeqaf.dist import open_dist
     from edgeqaf.jsonfile import write_json
@@ -55,13 +63,15 @@ def command(
     from runtime_tests.golden.watch import Record
     from runtime_tests.matrix import run
 
-    options = RuntimeOptions(llama_lib, threads, places=places)
+    options = RuntimeOptions(llama_lib, threads, places=places, limits=Limits(memory, timeout))
     if matrix:
-        run.refuse_beside(against=against, record=record, check=check, junit=junit)
+        run.refuse_beside(
+            against=against, record=record, check=check, junit=junit, up_to=None if up_to == "R4" else up_to
+        )
         run.run(dists, runtime, options, output, listed(require), force=force, json=json)
         return
     dist = _only(dists)
-    _require_sound(record, check, force, listed(require))
+    _require_sound(record, check, force, up_to, listed(require))
     target = output or dist / "verify.json"
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
     opened = open_dist(dist)
@@ -72,7 +82,7 @@ def command(
     model = checkpoint.load(against) if against else None
     started = time.monotonic()
     with progress("verify", verification.steps(opened, names)) as advance:
-        report = verification.verify(opened, names, options, advance, model, watch)
+        report = verification.verify(opened, names, options, advance, model, watch, prompts=up_to == "R4")
     verification.show(report)
     if junit:
         xml.write(report, junit, time.monotonic() - started)
@@ -115,7 +125,7 @@ def _watch(dist: "Dist", record: Path | None, check: Path | None, force: bool) -
     return Compare(check, dist) if check else Watch()
 
 
-def _require_sound(record: Path | None, check: Path | None, force: bool, required: list[str]) -> None:
+def _require_sound(record: Path | None, check: Path | None, force: bool, up_to: str, required: list[str]) -> None:
     """UsageError for options that contradict each other."""
     from edgeqaf.errors import UsageError
 
@@ -123,5 +133,7 @@ def _require_sound(record: Path | None, check: Path | None, force: bool, require
         raise UsageError("--record and --check exclude each other", "check first, and record what is meant to change")
     if force and not record:
         raise UsageError("--force is for --record", "drop it")
+    if up_to == "R2" and (record or check):
+        raise UsageError("a golden remembers prompts, which --up-to R2 leaves out", "drop one of the two")
     if not check and "golden" in map(str.lower, required):
         raise UsageError("--require golden needs a golden file", "name it: --check FILE")

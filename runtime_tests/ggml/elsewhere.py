@@ -11,7 +11,7 @@ from edgeqaf.errors import EdgeqafError
 from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions
 from runtime_tests.ggml.engine import Setting
 from runtime_tests.ggml.places import Find
-from runtime_tests.ggml.session import LlamaCppSession, ReplayingSession
+from runtime_tests.ggml.session import LlamaCppSession
 
 VECTOR = 8  # rows up to which Vulkan has kernels of their own (mul_mat_vec_max_cols in ggml-vulkan.cpp)
 NAMED = "as the configuration says"
@@ -19,21 +19,24 @@ NAMED = "as the configuration says"
 
 @dataclass(frozen=True)
 class Way:
-    """What the kernels do (`Configuration`), where they run and how; rows, least: as in `Setting`; replays: R3."""
+    """What the kernels do (`Configuration`), where they run and how.
+
+    rows, least: as in `Setting`. session: what can be asked of it.
+    """
 
     configuration: Configuration
     find: Find
     repack: bool = False
     rows: int | None = None
     least: int = 1
-    replays: bool = True
+    session: type[LlamaCppSession] = LlamaCppSession
 
 
-def cpu_ways(name: str, find: Find, repack: bool) -> Iterator[Way]:
+def cpu_ways(name: str, find: Find, repack: bool, session: type[LlamaCppSession]) -> Iterator[Way]:
     """The ways of a CPU's code: ``plain``, and ``repack`` where it rearranges any matrix."""
     for kind in ("plain", "repack") if repack else ("plain",):
         form = Configuration(f"{name} {kind}", int8_activations=True, offset_form=Form.FUSED)
-        yield Way(form, find, kind == "repack")
+        yield Way(form, find, kind == "repack", session=session)
 
 
 def gpu_ways(half: Find, single: Find) -> Iterator[Way]:
@@ -43,9 +46,9 @@ def gpu_ways(half: Find, single: Find) -> Iterator[Way]:
     """
     for name, find, form in (("float32", single, Form.DECODED), ("float16", half, Form.HALF)):
         rows = Configuration(f"{name} by {VECTOR} rows", int8_activations=False, offset_form=Form.DECODED)
-        yield Way(rows, find, rows=VECTOR, replays=False)
+        yield Way(rows, find, rows=VECTOR)
         many = Configuration(name, int8_activations=False, offset_form=form)
-        yield Way(many, find, least=VECTOR + 1, replays=False)
+        yield Way(many, find, least=VECTOR + 1)
 
 
 class Elsewhere:
@@ -77,10 +80,9 @@ class Elsewhere:
     ) -> Iterator[LlamaCppSession]:
         """Start the place's worker, which ends with the block. Raises RuntimeAbsent where it cannot run there."""
         way = self._ways[configuration]
-        session = ReplayingSession if way.replays else LlamaCppSession
         setting = Setting(way.repack, options.threads, way.rows, way.least)
         with way.find(options.places).open(artifact, setting) as engine:
-            yield session(engine, artifact, way.repack)
+            yield way.session(engine, artifact, way.repack)
 
 
 @cache

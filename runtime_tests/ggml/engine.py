@@ -4,12 +4,12 @@
 and plain values, so nothing here needs to know which.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,11 @@ from runtime_tests.ggml.library import Library
 from runtime_tests.ggml.matmul import ROWS, Cpu, Gpu, Matrix
 from runtime_tests.ggml.model import Model
 from runtime_tests.ggml.tap import Seen, Tap
+
+if TYPE_CHECKING:  # a worker elsewhere does without what these need
+    from edgeqaf.protocols import Artifact
+    from edgeqaf.qtensor import QTensor
+    from edgeqaf.replay import Reproduction
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ class Engine(Protocol):
 
     def replay(self, tokens: Sequence[int], more: int, see: Callable[[Seen], None] | None) -> Floats:
         """See `Model.replay`; ``see`` is told of every quantized product. Raises RuntimeAbsent (`Tap`)."""
+
+    def hold(self, artifact: "Artifact", expected: Mapping[str, "QTensor"]) -> None:
+        """What `reproduce` is to compute again: the file, read back, with these integers. Raises RuntimeAbsent."""
+
+    def reproduce(self, tokens: Sequence[int], more: int) -> Iterator["Reproduction"]:
+        """See `edgeqaf.replay.Reproduces`."""
 
     def encode(self, text: str) -> list[int]:
         """See `Model.encode`."""
@@ -111,6 +122,17 @@ class Local:
             return self._model.replay(tokens, more)
         with self._model.tapped(Tap(self._library, see, self._extra)):
             return self._model.replay(tokens, more)
+
+    def hold(self, artifact: "Artifact", expected: Mapping[str, "QTensor"]) -> None:
+        from runtime_tests.ggml.forward.reproduction import Reproducer
+        from runtime_tests.ggml.kernels import Kernels
+
+        assert isinstance(self._backend, Cpu)
+        kernels = Kernels(self, artifact)
+        self._reproducer = Reproducer(self._backend, self._file, artifact, expected, kernels, self._setting.repack)
+
+    def reproduce(self, tokens: Sequence[int], more: int) -> Iterator["Reproduction"]:
+        return self._reproducer.reproduce(self._model, tokens, more)
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)

@@ -4,6 +4,19 @@ ggml's own reader parses the file and says where each tensor lies, as llama.cpp'
 bytes are then mapped, never copied whole. Decoding is the type's ``to_float``.
 """
 
+from ctypes import (
+    c_bool,
+    c_double,
+    c_float,
+    c_int8,
+    c_int16,
+    c_int32,
+    c_int64,
+    c_uint8,
+    c_uint16,
+    c_uint32,
+    c_uint64,
+)
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +29,12 @@ from edgeqaf.errors import Refused
 from edgeqaf.splitnames import names_from
 from runtime_tests.ggml import structs
 from runtime_tests.ggml.library import Library
+
+STRING = 8  # enum gguf_type
+NUMBERS: dict[int, Any] = {
+    0: c_uint8, 1: c_int8, 2: c_uint16, 3: c_int16, 4: c_uint32, 5: c_int32, 6: c_float, 7: c_bool, 10: c_uint64,
+    11: c_int64, 12: c_double,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,6 +83,14 @@ class GgufFile:
             raise Refused(f"{self._path}: llama.cpp finds no tensor {name}", "export the model again")
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor ``name``."""
+        return any(part.tensor(name) is not None for part in self._parts)
+
+    def value(self, key: str) -> float | int | str | None:
+        """A number or text of the metadata, or None where the file has none; Refused for a list."""
+        return self._parts[0].value(key)
+
     def decode(self, tensor: FileTensor) -> Floats:
         """ggml's own decode: float32, shaped like the tensor."""
         if tensor.type == structs.TYPE_F32:  # the one type without a to_float
@@ -105,6 +132,19 @@ class _Part:
             sizes.pop()
         data = np.memmap(self._path, np.uint8, "r", start, end - start)  # of its own: what is read does not stay
         return FileTensor(name, kind, _traits(self._c, kind).type_name.decode(), (*reversed(sizes),), data)
+
+    def value(self, key: str) -> float | int | str | None:
+        index = self._c.gguf_find_key(self._gguf, key.encode())
+        if index < 0:
+            return None
+        kind = self._c.gguf_get_kv_type(self._gguf, index)
+        if kind == STRING:
+            text: str = self._c.gguf_get_val_str(self._gguf, index).decode("utf-8", "replace")
+            return text
+        if kind not in NUMBERS:
+            raise Refused(f"{self._path}: {key} is a list, not a number", "export the model again")
+        number: float | int = NUMBERS[kind].from_address(self._c.gguf_get_val_data(self._gguf, index)).value
+        return number
 
 
 def _traits(c: Any, kind: int) -> Any:

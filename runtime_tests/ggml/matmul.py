@@ -23,7 +23,7 @@ class Cpu:
     kind = "CPU"
 
     def __init__(self, library: Library, threads: int) -> None:
-        self.library, self.device = library, library.device
+        self.library, self.device, self.threads = library, library.device, threads
         self.backend = library.c.ggml_backend_dev_init(self.device, None)
         set_threads = library.proc("ggml_backend_set_n_threads", structs.SetThreads)
         if set_threads:

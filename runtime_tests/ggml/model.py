@@ -1,14 +1,16 @@
 """A whole model in llama.cpp, with every setting that could change a bit held fixed.
 
-One device (the CPU, or the GPU of the library), flash attention off, keys and values cached in float32, one sequence,
-batches of at most `BATCH` tokens, and a cleared cache before each prompt: the same file gives the same logits on every
-run, whatever the thread count or the cache size (`Model.varied` is there to see it). What remains free is the shape of
-the batch: a prompt evaluated at once and the same prompt token by token meet different kernels, and may differ.
+One device (the CPU, or the GPU of the library), one sequence, batches of at most `BATCH` tokens, and a cleared cache
+before each prompt; unless `Settings` say otherwise, flash attention is off, and keys and values are cached in float32.
+So the same file gives the same logits on every run, whatever the cache size or the thread count (`Model.varied` is
+there to see it; one token by itself, under flash attention, is the exception). What remains free is the shape of the
+batch: a prompt evaluated at once and the same prompt token by token meet different kernels, and may differ.
 """
 
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,24 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import OutOfResources, Refused
 from runtime_tests.ggml import structs
 from runtime_tests.ggml.library import Library
-from runtime_tests.ggml.tap import Tap
+from runtime_tests.ggml.tap import NodeTap
 
 BATCH = 512  # tokens evaluated at once, at most
 ALL_LAYERS = 1 << 20  # more than a model has
+
+
+@dataclass(frozen=True)
+class Settings:
+    """half: keys and values are cached in float16, llama.cpp's default. flash: flash attention is on."""
+
+    half: bool = False
+    flash: bool = False
+
+    def __str__(self) -> str:
+        return f"{'float16' if self.half else 'float32'} cache{', flash attention' if self.flash else ''}"
+
+
+FIXED = Settings()
 
 
 class Model:
@@ -32,9 +48,10 @@ class Model:
     def __init__(self, library: Library, path: Path, repack: bool, threads: int, rows: int | None = None) -> None:
         self._library, self._c, self._path = library, library.c, path
         self._threads, self._rows = threads, rows
+        self._settings = FIXED
         self._context: int | None = None
         self._capacity = 0
-        self._tap: Tap | None = None
+        self._tap: NodeTap | None = None
         devices = (ctypes.c_void_p * 2)(library.gpu)  # a list that ends with a null: no other GPU
         params = self._c.llama_model_default_params()
         params.devices = ctypes.addressof(devices)
@@ -82,7 +99,7 @@ class Model:
         return logits
 
     @contextmanager
-    def tapped(self, tap: Tap) -> Iterator[None]:
+    def tapped(self, tap: NodeTap) -> Iterator[None]:
         """Show ``tap`` what runs inside the block."""
         self._close_context()
         self._tap = tap
@@ -101,6 +118,18 @@ class Model:
             yield
         finally:
             self._threads, self._rows = before
+            self._close_context()
+
+    @contextmanager
+    def under(self, settings: Settings) -> Iterator[None]:
+        """Run what is inside the block under other settings."""
+        before = self._settings
+        self._close_context()
+        self._settings = settings
+        try:
+            yield
+        finally:
+            self._settings = before
             self._close_context()
 
     def encode(self, text: str) -> list[int]:
@@ -184,8 +213,8 @@ class Model:
         params.n_batch, params.n_ubatch = BATCH, self._rows or BATCH
         params.n_outputs_max_per_seq = 0  # as many as the batch has tokens
         params.n_threads = params.n_threads_batch = self._threads
-        params.flash_attn_type = structs.FLASH_ATTENTION_OFF
-        params.type_k = params.type_v = structs.TYPE_F32
+        params.flash_attn_type = int(self._settings.flash)  # enum llama_flash_attn_type
+        params.type_k = params.type_v = structs.TYPE_F16 if self._settings.half else structs.TYPE_F32
         params.offload_kqv = params.op_offload = self._library.gpu is not None
         if self._tap:
             params.cb_eval = ctypes.cast(self._tap.callback, ctypes.c_void_p)

@@ -1,7 +1,7 @@
 """The host's end of `runtime_tests.ggml.worker`'s pipe."""
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
+from edgeqaf.protocols import Artifact
+from edgeqaf.qtensor import QTensor
+from edgeqaf.replay import Reproduction
 from runtime_tests.ggml.engine import Setting
 from runtime_tests.ggml.library import Build
 from runtime_tests.ggml.tap import Seen
@@ -65,6 +68,12 @@ class Remote:
             _send(self._worker, GO_ON)
         made: Floats = answer
         return made
+
+    def hold(self, artifact: Artifact, expected: Mapping[str, QTensor]) -> None:
+        self._ask("hold", artifact, expected)
+
+    def reproduce(self, tokens: Sequence[int], more: int) -> Iterator[Reproduction]:
+        yield from self._ask("reproduce", tokens, more)
 
     def encode(self, text: str) -> list[int]:
         tokens: list[int] = self._ask("encode", text)

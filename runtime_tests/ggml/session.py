@@ -9,10 +9,11 @@ from edgeqaf import witness
 from edgeqaf.digest import Floats
 from edgeqaf.protocols import ALL, Artifact, Stored
 from edgeqaf.qtensor import QTensor
-from edgeqaf.replay import Product
+from edgeqaf.replay import Product, Reproduction
 from edgeqaf.vary import ROWS, THREADS, Varied
-from runtime_tests.ggml.again import Again
+from runtime_tests.ggml.again import product
 from runtime_tests.ggml.engine import Engine
+from runtime_tests.ggml.kernels import Kernels
 
 
 class LlamaCppSession:
@@ -61,8 +62,21 @@ class ReplayingSession(LlamaCppSession):
         """Raises RuntimeAbsent for a library whose tensors this binding does not understand."""
         if see is None:
             return self._engine.replay(tokens, more, None)
-        return self._engine.replay(tokens, more, lambda seen: see(self._again.product(seen, expected)))
+        return self._engine.replay(tokens, more, lambda seen: see(product(self._kernels, seen, expected)))
 
     @cached_property
-    def _again(self) -> Again:
-        return Again(self._engine, self._artifact)
+    def _kernels(self) -> Kernels:
+        return Kernels(self._engine, self._artifact)
+
+
+class ReproducingSession(ReplayingSession):
+    """`ReplayingSession`, and `edgeqaf.replay.Reproduces`."""
+
+    _held: Mapping[str, QTensor] | None = None
+
+    def reproduce(self, tokens: Sequence[int], more: int, expected: Mapping[str, QTensor]) -> Iterator[Reproduction]:
+        """Raises RuntimeAbsent for a family or a kernel whose arithmetic is not known."""
+        if self._held is not expected:
+            self._engine.hold(self._artifact, expected)
+            self._held = expected
+        return self._engine.reproduce(tokens, more)

@@ -30,9 +30,8 @@ from ctypes import (
 )
 from typing import Any, ClassVar
 
-TYPE_F32, TYPE_F16, TYPE_Q4_0 = 0, 1, 2  # enum ggml_type
+TYPE_F32, TYPE_F16, TYPE_Q4_0, TYPE_I32 = 0, 1, 2, 26  # enum ggml_type
 DEVICE_CPU = 0  # enum ggml_backend_dev_type
-FLASH_ATTENTION_OFF = 0  # enum llama_flash_attn_type
 LOG_ERROR, LOG_CONTINUED = 4, 5  # enum ggml_log_level
 
 Field = tuple[str, Any, Any]  # name, C type, the library's default
@@ -190,8 +189,17 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_graph_overhead": (c_size_t, []),
     "ggml_new_tensor_2d": (c_void_p, [c_void_p, c_int, c_int64, c_int64]),
     "ggml_mul_mat": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_new_tensor_4d": (c_void_p, [c_void_p, c_int, c_int64, c_int64, c_int64, c_int64]),
+    "ggml_permute": (c_void_p, [c_void_p, c_void_p, c_int, c_int, c_int, c_int]),
+    "ggml_mul": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_rms_norm": (c_void_p, [c_void_p, c_void_p, c_float]),
+    "ggml_soft_max_ext": (c_void_p, [c_void_p, c_void_p, c_void_p, c_float, c_float]),
+    "ggml_swiglu_split": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_rope_ext": (c_void_p, [*[c_void_p] * 4, *[c_int] * 3, *[c_float] * 6]),
+    "ggml_flash_attn_ext": (c_void_p, [*[c_void_p] * 5, *[c_float] * 3]),
     "ggml_new_graph": (c_void_p, [c_void_p]),
     "ggml_build_forward_expand": (None, [c_void_p, c_void_p]),
+    "ggml_nbytes": (c_size_t, [c_void_p]),
     "ggml_get_type_traits": (POINTER(TypeTraits), [c_int]),
     "ggml_op_name": (c_char_p, [c_int]),
     "ggml_set_name": (c_void_p, [c_void_p, c_char_p]),
@@ -215,6 +223,10 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_graph_compute": (c_int, [c_void_p, c_void_p]),
     "gguf_init_from_file": (c_void_p, [c_char_p, GgufParams]),
     "gguf_free": (None, [c_void_p]),
+    "gguf_find_key": (c_int64, [c_void_p, c_char_p]),
+    "gguf_get_kv_type": (c_int, [c_void_p, c_int64]),
+    "gguf_get_val_data": (c_void_p, [c_void_p, c_int64]),
+    "gguf_get_val_str": (c_char_p, [c_void_p, c_int64]),
     "gguf_find_tensor": (c_int64, [c_void_p, c_char_p]),
     "gguf_get_data_offset": (c_size_t, [c_void_p]),
     "gguf_get_tensor_offset": (c_size_t, [c_void_p, c_int64]),

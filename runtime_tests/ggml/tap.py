@@ -62,21 +62,20 @@ class Seen:
     y: Floats
 
 
-class Tap:
-    """Tells ``see`` of each product with a quantized matrix, while its `callback` is a context's ``cb_eval``.
+class NodeTap:
+    """Shows ``take`` each node that is ``wanted``, computed, while its `callback` is a context's ``cb_eval``.
 
-    extra: the buffer types in which a matrix is repacked.
-    Raises RuntimeAbsent for a library whose tensors are laid out in an unknown way. An error that ``see`` raises stops
+    Raises RuntimeAbsent for a library whose tensors are laid out in an unknown way. An error that ``take`` raises stops
     the run; `reraise` hands it on, since no exception gets through llama.cpp.
     """
 
-    def __init__(self, library: Library, see: Callable[[Seen], None], extra: Collection[int] = ()) -> None:
+    def __init__(self, library: Library, wanted: Callable[[Tensor], bool], take: Callable[[Tensor], None]) -> None:
         if not fits(library):
             raise RuntimeAbsent(
                 f"{library.version} lays out its tensors in a way that this version of edgeqaf does not know",
                 "use the xllamacpp version that edgeqaf[llama] names, or a libllama folder of about that age",
             )
-        self._c, self._extra, self._see = library.c, extra, see
+        self._wanted, self._take = wanted, take
         self._error: BaseException | None = None
         self.callback = EvalCallback(self._called)
 
@@ -91,13 +90,21 @@ class Tap:
             if not self._wanted(node):
                 return not ask  # nothing to see here; go on
             if not ask:
-                self._see(self._copied(node))
+                self._take(node)
             return True
         except BaseException as error:  # an interrupt too: it would be lost in the C code between
             self._error = self._error or error
             return False
 
-    def _wanted(self, node: Tensor) -> bool:
+
+class Tap(NodeTap):
+    """Tells ``see`` of each product with a quantized matrix. extra: the buffer types in which one is repacked."""
+
+    def __init__(self, library: Library, see: Callable[[Seen], None], extra: Collection[int] = ()) -> None:
+        self._c, self._extra = library.c, extra
+        super().__init__(library, self._is_quantized_product, lambda node: see(self._copied(node)))
+
+    def _is_quantized_product(self, node: Tensor) -> bool:
         if self._c.ggml_op_name(node.op) != b"MUL_MAT":
             return False
         return bool(self._c.ggml_get_type_traits(Tensor.from_address(node.src[0]).type).contents.is_quantized)
@@ -108,7 +115,7 @@ class Tap:
         kind = self._c.ggml_backend_buffer_get_type(matrix.buffer)
         return Seen(
             matrix.name.decode(), matrix.type, (out, inputs), kind in self._extra,
-            _values(x).reshape(-1, inputs).copy(), _values(node).reshape(-1, out).copy(),
+            values(x).reshape(-1, inputs).copy(), values(node).reshape(-1, out).copy(),
         )  # fmt: skip
 
 
@@ -129,7 +136,7 @@ def fits(library: Library) -> bool:
     return found
 
 
-def _values(tensor: Tensor) -> NDArray[np.float32]:
+def values(tensor: Tensor) -> NDArray[np.float32]:
     """A float32 tensor in the CPU's memory: a view, slowest axis first."""
     shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
     extent = 4 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

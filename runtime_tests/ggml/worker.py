@@ -58,6 +58,10 @@ class Served:
         assert self._engine is not None
         return list(self._engine.generate(prompts, max_new_tokens))
 
+    def reproduce(self, tokens: Sequence[int], more: int) -> list[Any]:
+        assert self._engine is not None
+        return list(self._engine.reproduce(tokens, more))
+
     def replay(self, tokens: Sequence[int], more: int, watched: bool) -> Floats:
         assert self._engine is not None
         return self._engine.replay(tokens, more, self._see if watched else None)

@@ -15,7 +15,7 @@ from edgeqaf.protocols import Artifact, Availability, Configuration, Form, Runti
 from runtime_tests.ggml.engine import Local, Setting
 from runtime_tests.ggml.library import load
 from runtime_tests.ggml.quantize import quantize
-from runtime_tests.ggml.session import ReplayingSession
+from runtime_tests.ggml.session import ReproducingSession
 
 REPACK = "repack"
 
@@ -40,11 +40,11 @@ class LlamaCpp:
     @contextmanager
     def open(
         self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions
-    ) -> Iterator[ReplayingSession]:
+    ) -> Iterator[ReproducingSession]:
         repack = configuration.name == REPACK
         with ExitStack() as resources:
             engine = Local(load(options.llama_lib), artifact.path, Setting(repack, options.threads), resources)
-            yield ReplayingSession(engine, artifact, repack)
+            yield ReproducingSession(engine, artifact, repack)
 
     def quantize(
         self, source: Path, target: Path, kind: str, options: RuntimeOptions, *, pure: bool, imatrix: Path | None

@@ -6,6 +6,7 @@ With the dot-product instructions, from a Cortex-A76 on, llama.cpp rearranges ma
 
 from runtime_tests.ggml.elsewhere import Elsewhere, cpu_ways
 from runtime_tests.ggml.places import arm
+from runtime_tests.ggml.session import ReplayingSession
 
 VARIANTS = {
     "armv8.0_1": "cortex-a72",
@@ -17,6 +18,6 @@ runtime = Elsewhere(
     [
         way
         for name, processor in VARIANTS.items()
-        for way in cpu_ways(f"{processor} {name}", arm(name, processor), repack=name != "armv8.0_1")
+        for way in cpu_ways(f"{processor} {name}", arm(name, processor), name != "armv8.0_1", ReplayingSession)
     ]
 )

@@ -25,6 +25,7 @@ from edgeqaf.report import Check, Verdict, compare_bits
 from runtime_tests import ladder, layers
 from runtime_tests.ggml import places as known
 from runtime_tests.ggml.engine import Setting
+from runtime_tests.ggml.forward.reproduction import SETTINGS
 from runtime_tests.ggml.tap import Seen
 from runtime_tests.place import emulator
 from runtime_tests.runtimes import llama_cpp_x86
@@ -92,7 +93,11 @@ def test_every_rung(
     job = ladder.Job(
         name, configuration, artifact, expected, RuntimeOptions(places=places), PROMPTS, ("Once", "A"), reference
     )
-    found = {check.rung: check for check in climbed(job)}
+    checks = climbed(job)
+    again = [check for check in checks if " again, " in check.subject]
+    assert len(again) == (len(SETTINGS) if name == "llama_cpp_x86" else 0)
+    assert {(check.verdict, check.first) for check in again} <= {(Verdict.EXACT, None)}, again
+    found = {check.rung: check for check in checks if check not in again}
     assert found.keys() == {"R1", "R2", "R4"} | ({"R3"} if name != "llama_cpp_vulkan" else set())
     assert [(found[r].verdict, found[r].first) for r in ("R1", "R2")] == [(Verdict.EXACT, None)] * 2
     assert (found["R4"].verdict, found["R4"].compared) == (Verdict.BOUNDED, sum(r.size for r in reference))
@@ -118,9 +123,11 @@ def test_a_seeded_defect_is_named(name: str, base: QModel, tmp_path: Path, place
     configuration = next(c for c in plugins.find("runtimes", name).configurations if c.name == ONE[name])
     job = ladder.Job(name, configuration, artifact, dict(base.quantized()), RuntimeOptions(places=places), PROMPTS)
     checks = climbed(job)
-    assert [c.rung for c in checks] == ["R1", "R2", *(["R3"] if "vulkan" not in name else [])]
+    again = len(SETTINGS) if name == "llama_cpp_x86" else 0
+    assert [c.rung for c in checks] == ["R1", "R2", *(["R3"] if "vulkan" not in name else []), *["R4"] * again]
     for check in checks:
-        assert (check.verdict, check.wrong) == (Verdict.DIFFERENT, tuple(sorted(damaged))), check.rung
+        assert check.verdict is Verdict.DIFFERENT
+        assert check.rung == "R4" or check.wrong == tuple(sorted(damaged)), check.rung
 
 
 @pytest.fixture

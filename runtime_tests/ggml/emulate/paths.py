@@ -39,10 +39,13 @@ class Path:
 
     def product(self, q: QTensor, x: Floats) -> Floats:
         """x float32 [m, in] by ``q`` [out, in], to the bits of this kernel: float32 [m, out]."""
-        matrix = operand(q)
+        return self.apply(operand(q), len(q.codes), x)
+
+    def apply(self, matrix: Operand, out: int, x: Floats) -> Floats:
+        """`product` by a matrix with ``out`` outputs that is laid out already."""
         cut = len(x) if self.rest is None else len(x) // GROUP * GROUP
         parts = [(loop, rows) for loop, rows in ((self.loop, x[:cut]), (self.rest, x[cut:])) if loop and len(rows)]
-        return np.concatenate([_product(loop, matrix, rounded(rows, self.rule), len(q.codes)) for loop, rows in parts])
+        return np.concatenate([_product(loop, matrix, rounded(rows, self.rule), out) for loop, rows in parts])
 
 
 def _product(loop: Loop, w: Operand, x: Rounded, out: int) -> Floats:
