@@ -1,6 +1,6 @@
 """Verify a dist folder: every artifact against the receipt, every runtime against the integers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -71,17 +71,21 @@ def verify(
         found = list(ladder.jobs(artifact, own, names, options))
         checks += [job for job in found if isinstance(job, Check)]
         waiting = [replace(asked(j), reference=logits) for j in found if isinstance(j, Job)]
-        decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
-        if decider is not None:  # it decides on the bits of the others
-            decided = climb(decider)
-            checks += watch.of_climb(decided, file.wrong)
-            advance(next(done), decided.checks[0].subject)
-            waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for outcome in pool.map(climb, waiting):
-                checks += watch.of_climb(outcome, file.wrong)
-                advance(next(done), outcome.checks[0].subject)
+        for outcome in _climbed(waiting, climb):
+            checks += watch.of_climb(outcome, file.wrong)
+            advance(next(done), outcome.checks[0].subject)
     return VerificationReport(tuple(checks))
+
+
+def _climbed(waiting: Sequence[Job], climb: Callable[[Job], Outcome]) -> Iterator[Outcome]:
+    """The job that decides on the bits of the others, if there is one; then the rest, two at a time."""
+    decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
+    if decider is not None:
+        decided = climb(decider)
+        yield decided
+        waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(climb, waiting)
 
 
 def _expected(artifact: Artifact, named: QModel | None) -> Quantized:

@@ -65,9 +65,7 @@ def command(
 
     options = RuntimeOptions(llama_lib, threads, places=places, limits=Limits(memory, timeout))
     if matrix:
-        run.refuse_beside(
-            against=against, record=record, check=check, junit=junit, up_to=None if up_to == "R4" else up_to
-        )
+        run.refuse_beside(against=against, record=record, check=check, junit=junit, up_to=up_to != "R4" or None)
         run.run(dists, runtime, options, output, listed(require), force=force, json=json)
         return
     dist = _only(dists)
@@ -86,8 +84,7 @@ def command(
     verification.show(report)
     if junit:
         xml.write(report, junit, time.monotonic() - started)
-    known = _known(opened, names, options)
-    result = {"root": opened.receipt["root"], **report.as_json(), "known": known}
+    result = {"root": opened.receipt["root"], **report.as_json(), "known": _known(opened, names, options)}
     with staged(target, force=True) as part:
         write_json(part, result)
     if json:

@@ -47,9 +47,8 @@ def run(
 
 def refuse_beside(**options: object) -> None:
     """UsageError for an option of one folder's verification that is given."""
-    for name, value in options.items():
-        if value is not None:
-            raise UsageError(f"--{name} and --matrix exclude each other", f"verify one folder with --{name}")
+    for name in (name.replace("_", "-") for name, value in options.items() if value is not None):
+        raise UsageError(f"--{name} and --matrix exclude each other", f"verify one folder with --{name}")
 
 
 def _claim(output: Path) -> None:

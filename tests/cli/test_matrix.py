@@ -150,6 +150,7 @@ def offset_of(dist: Path, tensor: str) -> int:
         (("{base}", "{base}", "--matrix"), "named twice"),
         (("{base}", "--matrix", "--record", "g.json"), "--record and --matrix exclude each other"),
         (("{base}", "--matrix", "--against", "{base}"), "--against and --matrix exclude each other"),
+        (("{base}", "--matrix", "--up-to", "R2"), "--up-to and --matrix exclude each other"),
         (("{base}", "--matrix", "-o", "{base}/README.md"), "is there and no earlier matrix"),
         (("{base}", "--matrix", "--runtime", "nothing"), "unknown runtime 'nothing'"),
     ],
