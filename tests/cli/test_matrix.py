@@ -86,7 +86,7 @@ def test_a_runtime_that_is_not_there_is_absent_with_the_remedy(made: Made):
 
 def test_the_text_has_a_mark_for_each_rung(made: Made):
     line = next(line for line in made.text.splitlines() if "repack" in line)
-    assert re.search(r"repack\s*│\s*= = = ≈ [=≈].*│\s*= = = ≈ [=≈]", line)
+    assert re.search(r"repack\s*│\s*= = = ≈=* +[=≈].*│\s*= = = ≈=* +[=≈]", line)
     assert "2 models in 7 ways of running them" in made.text
 
 
