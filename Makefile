@@ -6,7 +6,7 @@ BIN := .venv/bin
 # A process for each processor, whole files to each: what the tests of a file share is made once. PARALLEL= for one.
 PARALLEL ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint matrix kits consumers places bench-methods clean
+.PHONY: demo test lint slow matrix kits consumers places gpu-receipt bench-methods clean
 
 demo: .venv/ready
 	$(BIN)/edgeqaf demo
@@ -20,8 +20,19 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 # The long runs: every test, slow ones too.
-matrix: .venv/ready
+slow: .venv/ready
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# Hours: every runtime, in every configuration, on every model, as one page. It goes on where it was stopped. Runtimes
+# elsewhere are those that `make places` has fetched; the models are made first, some of float models in MODELS.
+MODELS ?= ../shared/models
+matrix: .venv/ready
+	sh runtime_tests/matrix/make_models.sh $(BIN) matrix $(MODELS) demo > .venv/matrix-models
+	$(BIN)/edgeqaf verify $$(cat .venv/matrix-models) --matrix --places .venv/places -o matrix/matrix.html
+
+# On a machine with a CUDA GPU: what needs one, as a dated receipt in docs/receipts.
+gpu-receipt: .venv/ready
+	$(BIN)/python -m runtime_tests.gpu_receipt -o docs/receipts $(if $(wildcard .venv/places),--places .venv/places)
 
 # llama.cpp as its own project builds it, for x86, ARM and Vulkan: the part of the places that most tests want.
 kits: .venv/ready
@@ -58,4 +69,4 @@ bench-methods: .venv/ready
 	@touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo matrix gpu-receipt

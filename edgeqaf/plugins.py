@@ -48,8 +48,9 @@ def find(kind: str, name: str) -> Any:
 def resolve(kind: str, name: str) -> str:
     """The registry key that a user's ``name`` means.
 
-    Dots, dashes and case do not matter, and a unique beginning is enough (``torch``), where names that continue another
-    do not count (``llama`` is ``llama_cpp``, whatever there is of ``llama_cpp_arm``).
+    Dots, dashes and case do not matter, and a unique beginning is enough (``inter``), where names that continue another
+    do not count (``llama`` is ``llama_cpp``, whatever there is of ``llama_cpp_arm``). Of several that begin so, the one
+    that goes on with ``_cpu`` is meant (``torch``).
     Raises UsageError for an unknown name, listing the known ones and the nearest spelling.
     """
     known = names(kind)
@@ -57,6 +58,8 @@ def resolve(kind: str, name: str) -> str:
     begun = [n for n in known if n.startswith(key)] if key else []
     if key not in known and begun and all(n.startswith(begun[0]) for n in begun):  # sorted, so the shortest is first
         key = begun[0]
+    if key not in known and f"{key}_cpu" in known:
+        key = f"{key}_cpu"
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 RUNGS = ("R0", "R1", "R2", "R3", "R4")
 GOLDEN = "golden"  # beside the rungs: what was computed once, held against what is computed now
+SETTINGS = "settings"  # likewise: whether logits depend on threads, and on how many tokens are computed at once
 
 
 class Verdict(Enum):
@@ -43,7 +44,7 @@ class Difference:
 class Check:
     """One line of the report.
 
-    rung, subject: "R0".."R4" or "golden", and who was asked, e.g. "onnxruntime fused level 4".
+    rung, subject: "R0".."R4", "golden" or "settings", and who was asked, e.g. "onnxruntime fused level 4".
     tensors:       quantized tensors (R0: all tensors; R4: prompts) looked at.
     compared, differing: numbers of values; unit says of what.
     detail:        version, cause of a bound, or why something is absent.

@@ -39,8 +39,9 @@ def logits(model: "nn.Module", tokens: list[int]) -> Floats:
     """float32 [len(tokens), vocab], one sequence, no padding, one thread."""
     import torch
 
+    place = next(model.parameters()).device
     with _one_thread(), torch.no_grad():
-        out: Floats = model(torch.tensor([tokens])).logits[0].numpy()
+        out: Floats = model(torch.tensor([tokens], device=place)).logits[0].cpu().numpy()
     return out
 
 
@@ -86,10 +87,10 @@ def key() -> dict[str, str]:
     import torch
 
     capability = torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "cpu": f"{_processor()}, {capability}", "threads": "1"}
+    return {"torch": torch.__version__, "cpu": f"{processor()}, {capability}", "threads": "1"}
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name: math libraries choose their kernels, and so the order of sums, by it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()

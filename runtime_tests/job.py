@@ -17,7 +17,7 @@ class Job:
     expected: tensors to hold the runtime against.
     tokens: prompts for R4; reference: PyTorch's logits for them; texts: the same prompts as text.
     bits: logits that must come out to the bit, where the program says so; none elsewhere.
-    observed: whether the answer has what a golden remembers.
+    observed: whether the answer has what a golden remembers. varied: whether other settings are tried.
     """
 
     runtime: str
@@ -30,6 +30,7 @@ class Job:
     reference: Sequence[Floats] = ()
     bits: Sequence[Floats] = ()
     observed: bool = False
+    varied: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,9 @@ class Outcome:
 
 def subject(job: Job) -> str:
     """How reports name a job."""
-    return f"{job.runtime} {job.configuration.name} on {job.artifact.format}"
+    return named(job.runtime, job.configuration.name, job.artifact.format)
+
+
+def named(runtime: str, configuration: str, format: str) -> str:
+    """How reports name what was asked; of a runtime as a whole, ``configuration`` is ""."""
+    return f"{runtime} {configuration} on {format}" if configuration else f"{runtime} on {format}"

@@ -19,9 +19,9 @@ from edgeqaf.qtensor import QTensor
 from edgeqaf.report import Check, Difference, Verdict
 from edgeqaf.statements import States, model_of, versions
 from edgeqaf.tokenizer import Tokenizer
-from runtime_tests import layers, logits, tensors, whole
+from runtime_tests import layers, logits, settings, tensors, whole
 from runtime_tests.golden.observation import observe
-from runtime_tests.job import Job, Outcome, subject
+from runtime_tests.job import Job, Outcome, named, subject
 from runtime_tests.tally import listed
 
 REFERENCE = "torch_cpu"
@@ -88,7 +88,7 @@ def jobs(
             continue
         availability = runtime.availability(options)
         if availability.version is None:
-            yield Check("R1", f"{name} on {artifact.format}", Verdict.ABSENT, detail=availability.reason)
+            yield Check("R1", named(name, "", artifact.format), Verdict.ABSENT, detail=availability.reason)
             continue
         for configuration in fitting(runtime, artifact):
             yield Job(name, configuration, artifact, expected, options)
@@ -130,7 +130,7 @@ def climb(job: Job) -> Outcome:
 
 
 def _whole(job: Job, session: Session) -> Outcome:
-    """R3 and R4, of the whole model."""
+    """R3 and R4, of the whole model; and how it takes other settings, if the job asks for it."""
     checks = [*layers.check(job, session)]
     made = [session.logits(ids) for ids in job.tokens]
     if job.bits:
@@ -138,6 +138,8 @@ def _whole(job: Job, session: Session) -> Outcome:
     elif job.reference:
         checks.append(logits.bounded(job, session, made))
     checks += whole.check(job, session)
+    if job.varied:
+        checks += settings.check(job, session)
     observed = observe(job, session, made) if job.observed else None
     key = witness.key() if job.runtime == REFERENCE else {}
     return Outcome(checks, made, witness.digest(made), key, observed)

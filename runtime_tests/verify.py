@@ -89,19 +89,9 @@ class _Climbs:
         yield from (job for job in others if isinstance(job, Check))
         logits = self._reference[root].logits if root in self._reference else []
         waiting = [replace(job, reference=logits) for job in others if isinstance(job, Job)]
-        yield from self._others(waiting, file.wrong)
-
-    def _others(self, waiting: list[Job], wrong: Sequence[str]) -> Iterator[Check]:
-        decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
-        if decider is not None:  # it decides on the bits of the others
-            decided = self._climb(decider)
-            yield from self._watch.of_climb(decided, wrong)
-            self._done(decided.checks[0].subject)
-            waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for outcome in pool.map(self._climb, waiting):
-                yield from self._watch.of_climb(outcome, wrong)
-                self._done(outcome.checks[0].subject)
+        for outcome in _climbed(waiting, self._climb):
+            yield from self._watch.of_climb(outcome, file.wrong)
+            self._done(outcome.checks[0].subject)
 
     def _jobs(self, artifact: Artifact, expected: Quantized, names: Sequence[str]) -> list[Job | Check]:
         def asked(job: Job) -> Job:
@@ -109,6 +99,17 @@ class _Climbs:
 
         found = ladder.jobs(artifact, expected, names, self._options)
         return [asked(job) if isinstance(job, Job) else job for job in found]
+
+
+def _climbed(waiting: Sequence[Job], climb: Callable[[Job], Outcome]) -> Iterator[Outcome]:
+    """The job that decides on the bits of the others, if there is one; then the rest, two at a time."""
+    decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
+    if decider is not None:
+        decided = climb(decider)
+        yield decided
+        waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield from pool.map(climb, waiting)
 
 
 def _expected(artifact: Artifact, named: QModel | None) -> Quantized:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    dist: Annotated[Path | None, typer.Argument(help="Dist folder made by export.")] = None,
+    dists: Annotated[
+        list[Path] | None, typer.Argument(metavar="DIST...", help="Dist folder made by export; several with --matrix.")
+    ] = None,
     runtime: Annotated[str | None, typer.Option(help="Runtimes to ask, comma-separated; default: all.")] = None,
     require: Annotated[
         str | None, typer.Option(help="Rungs, runtimes or golden, that must be reached: R2,llama.cpp")
@@ -24,7 +26,12 @@ def command(
         Path | None, typer.Option(help="Add digests of what each runtime computed to this golden file, if all passed.")
     ] = None,
     check: Annotated[Path | None, typer.Option(help="Hold each runtime against its entry in this golden file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Let --record replace entries that differ.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --record replace entries that differ, and --matrix climb all again.")
+    ] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Every runtime on every folder, as one HTML page; goes on where it was.")
+    ] = False,
     up_to: Annotated[
         Literal["R2", "R4"], typer.Option(help="The last rung; up to R2 no prompt is run, nor a whole model loaded.")
     ] = "R4",
@@ -36,7 +43,7 @@ def command(
     ] = None,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds without an answer after which a runtime hangs.")] = 3600,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON report; default DIST/verify.json.")
+        Path | None, typer.Option("--output", "-o", help="JSON report, default DIST/verify.json; matrix.html.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML report, which CI services show.")] = None,
     self_test: Annotated[
@@ -61,15 +68,22 @@ def command(
     from edgeqaf.staging import staged
     from runtime_tests import verify as verification
     from runtime_tests.golden.watch import Record
+    from runtime_tests.matrix import run
 
     options = RuntimeOptions(llama_lib, threads, places=places, limits=Limits(memory, timeout))
     if self_test:
-        _require_alone(require=require, against=against, record=record, check=check, junit=junit, places=places)
-        _self_test(dist, runtime, options, seed, output, json)
+        _require_alone(
+            require=require, against=against, record=record, check=check, junit=junit, places=places, matrix=matrix
+        )
+        _self_test(_only(dists) if dists else None, runtime, options, seed, output, json)
+        return
+    if matrix:
+        run.refuse_beside(against=against, record=record, check=check, junit=junit, up_to=up_to != "R4" or None)
+        run.run(dists or [], runtime, options, output, listed(require), force=force, json=json)
         return
     _require_sound(record, check, force, up_to, listed(require))
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
-    opened = open_dist(_named(dist))
+    opened = open_dist(_only(dists))
     target = output or opened.folder / "verify.json"
     claim_report(target, "checks")
     if junit:
@@ -90,11 +104,21 @@ def command(
     verification.require(report, listed(require))
     say(f"{target}: {len(report.checks) - len(report.absent)} checks passed, {len(report.absent)} absent")
     if isinstance(watch, Record):
-        say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {dist} --check {record}")
+        say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {opened.folder} --check {record}")
+
+
+def _only(dists: list[Path] | None) -> Path:
+    from edgeqaf.errors import UsageError
+
+    if not dists:
+        raise UsageError("verify needs a dist folder", "name one made by edgeqaf export, or ask for --self-test")
+    if len(dists) > 1:
+        raise UsageError(f"{len(dists)} dist folders are named", "verify one, or all of them with --matrix")
+    return dists[0]
 
 
 def _known(dist: "Dist", names: list[str], options: "RuntimeOptions") -> dict[str, list[str]]:
-    """The pitfalls that these runs meet, said."""
+    """Say which pitfalls these runs meet; what is known, and who meets it."""
     from edgeqaf.console import say
     from runtime_tests import pitfalls
 
@@ -124,14 +148,6 @@ def _require_sound(record: Path | None, check: Path | None, force: bool, up_to: 
         raise UsageError("a golden remembers prompts, which --up-to R2 leaves out", "drop one of the two")
     if not check and "golden" in map(str.lower, required):
         raise UsageError("--require golden needs a golden file", "name it: --check FILE")
-
-
-def _named(dist: Path | None) -> Path:
-    from edgeqaf.errors import UsageError
-
-    if dist is None:
-        raise UsageError("verify needs a dist folder", "name one made by edgeqaf export, or ask for --self-test")
-    return dist
 
 
 def _require_alone(**others: object) -> None:

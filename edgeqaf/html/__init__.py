@@ -1,26 +1,19 @@
 """The self-contained HTML report: read folders, say in words what they show, render one page.
 
-`collect` turns files into values, `render` turns values into text. The page runs nothing and loads
-nothing; whatever came from a file is escaped. The same folders give the same bytes.
+`collect` turns files into values, `render` turns values into text (`edgeqaf.html.frame`). The same folders give the
+same bytes.
 """
 
 from collections.abc import Sequence
 from enum import Enum
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from edgeqaf import __version__
 from edgeqaf.html import plots
+from edgeqaf.html.frame import SYMBOLS, fill
 from edgeqaf.html.page import Export, Page, Tuning, collect
 from edgeqaf.movement import Movement
-from edgeqaf.report import GOLDEN, RUNGS, Check, Verdict, VerificationReport
+from edgeqaf.report import Check, Verdict, VerificationReport
 
-__all__ = ["Tone", "collect", "conclude", "render"]
-
-SYMBOLS = {
-    Verdict.EXACT: "=", Verdict.BOUNDED: "≈", Verdict.DIFFERENT: "≠", Verdict.REFUSED: "✕", Verdict.ABSENT: "–",
-}  # fmt: skip
-RUNG_NAMES = {**dict(zip(RUNGS, ("file", "weights", "kernels", "layers", "logits"), strict=True)), GOLDEN: ""}
+__all__ = ["SYMBOLS", "Tone", "collect", "conclude", "render"]
 
 
 class Tone(Enum):
@@ -32,23 +25,14 @@ class Tone(Enum):
 
 
 def render(page: Page) -> str:
-    """The page as HTML text. Invisible and unpaired characters are replaced, so that no name can disguise itself."""
-    environment = Environment(
-        loader=PackageLoader("edgeqaf", "html"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"n": "{:,}".format, "loss": _loss, "place": plots.place}
-    environment.globals |= {"percent": percent, "SYMBOLS": SYMBOLS, "RUNG_NAMES": RUNG_NAMES}
+    """The page as HTML text."""
     tone, sentence = conclude(page)
     shares = [m.share for layers in page.layers.values() for m in layers.values()]
-    text = environment.get_template("report.html.j2").render(
+    return fill(
+        "report.html.j2", {"loss": _loss, "place": plots.place},
         page=page, tone=tone, sentence=sentence, curves=_curves(page), top=plots.nice_top(shares), plots=plots,
-        total=lambda layers: sum(layers.values(), Movement()), version=__version__,
+        total=lambda layers: sum(layers.values(), Movement()), percent=percent,
     )  # fmt: skip
-    return text.translate({ord(c): 0xFFFD for c in set(text) if not (c.isprintable() or c == "\n")})
 
 
 def conclude(page: Page) -> tuple[Tone, str]:

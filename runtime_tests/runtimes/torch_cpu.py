@@ -1,72 +1,14 @@
 """PyTorch on the CPU: the reference, rebuilt from the integers of whatever artifact it is given."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 
-from edgeqaf import evaluate, witness
-from edgeqaf.digest import Floats
-from edgeqaf.jsonfile import read_json
-from edgeqaf.modeling import build
-from edgeqaf.protocols import ALL, Artifact, Availability, Configuration, Form, RuntimeOptions, Stored
-from edgeqaf.qtensor import QTensor, decode
-from edgeqaf.runs import cuts
-from edgeqaf.tokenizer import Tokenizer
-
-AT_ONCE = 2**25  # weights that a product decodes at once
-
-
-class TorchSession:
-    """See edgeqaf.protocols.Session."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        self._artifact = artifact
-        self.tokenizer = Tokenizer(artifact.reference)
-        self._last: tuple[tuple[Any, int, int], torch.Tensor] | None = None
-
-    @cached_property
-    def model(self) -> torch.nn.Module:
-        """The whole model in float32, made when it is first asked for: single matrices take the memory of one."""
-        tensors = {name: stored.tensor for name, stored in self._artifact.tensors.items()}
-        return build(read_json(self._artifact.reference / "config.json"), tensors)
-
-    def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
-        """`decode` on torch tensors: held against `decode` on numpy arrays."""
-        weights: Floats = decode(_torch(stored, rows)).numpy()
-        return weights
-
-    def linear(self, stored: Stored, x: Floats) -> Floats:
-        assert isinstance(stored.tensor, QTensor)
-        runs = list(cuts(stored.tensor.shape, most=AT_ONCE))
-        with torch.no_grad():
-            parts = [
-                torch.nn.functional.linear(torch.from_numpy(x), self._decoded(stored, *run)).numpy() for run in runs
-            ]
-        return np.concatenate(parts, axis=1)
-
-    def _decoded(self, stored: Stored, start: int, stop: int) -> torch.Tensor:
-        """Some rows decoded; the last asked for are kept, for batches of probes."""
-        key = stored.tensor, start, stop
-        if self._last is None or self._last[0][0] is not key[0] or self._last[0][1:] != key[1:]:
-            self._last = None
-            self._last = key, decode(_torch(stored, slice(start, stop)))
-        return self._last[1]
-
-    def logits(self, tokens: Sequence[int]) -> Floats:
-        return witness.logits(self.model, list(tokens))
-
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, prompt=True)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens)
-
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        return evaluate.generate(self.model, self.tokenizer, prompts, max_new_tokens)
+from edgeqaf import witness
+from edgeqaf.protocols import Artifact, Availability, Configuration, Form, RuntimeOptions
+from runtime_tests.pytorch import TorchSession
 
 
 class TorchCpu:
@@ -85,15 +27,7 @@ class TorchCpu:
     @contextmanager
     def open(self, artifact: Artifact, configuration: Configuration, options: RuntimeOptions) -> Iterator[TorchSession]:
         torch.set_num_threads(options.threads)
-        yield TorchSession(artifact)
-
-
-def _torch(stored: Stored, rows: slice) -> QTensor:
-    q = stored.tensor
-    assert isinstance(q, QTensor)
-    q = q.rows(*rows.indices(q.shape[0])[:2])
-    zero = None if q.zero is None else torch.from_numpy(q.zero)
-    return QTensor(q.grid, torch.from_numpy(q.codes), torch.from_numpy(q.scale), zero)
+        yield TorchSession(artifact, "cpu")
 
 
 runtime = TorchCpu()

@@ -1,6 +1,6 @@
 """ONNX Runtime elsewhere: what a place owes, in each place there is; what is absent is skipped by name.
 
-The quick ones (another version, WebAssembly) run always, the others in `make matrix`.
+The quick ones (another version, WebAssembly) run always, the others in `make slow`.
 """
 
 import pickle

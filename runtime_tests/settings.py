@@ -1,0 +1,41 @@
+"""Beside the rungs: whether a model's logits depend on how many threads compute, and how many tokens at once.
+
+Where they do, nothing is wrong, and no digest of logits means anything without the settings it was computed with.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from edgeqaf.errors import EdgeqafError
+from edgeqaf.protocols import Session
+from edgeqaf.report import SETTINGS, Check, Verdict
+from edgeqaf.vary import ROWS, Varies, told
+from runtime_tests.job import Job, subject
+
+LONGEST = 80  # tokens of the long prompt; each of `edgeqaf.vary.ROWS` below shares it out in another way
+
+
+def check(job: Job, session: Session) -> Iterator[Check]:
+    """One check, if there are prompts and the session can vary two settings or more; else nothing."""
+    if not isinstance(session, Varies) or not job.tokens:
+        return
+    try:
+        made = tuple(session.vary([*job.tokens, _long(job.tokens)]))
+    except EdgeqafError as error:  # it computes as it is set, and other settings are its own affair
+        yield Check(SETTINGS, subject(job), Verdict.ABSENT, detail=str(error))
+        return
+    if len(made) < 2:
+        return
+    _, most = Counter(varied.digest for varied in made).most_common(1)[0]
+    differing = len(made) - most
+    verdict = Verdict.BOUNDED if differing else Verdict.EXACT
+    cause = " (sums are shared out in other ways)" if differing else ""
+    prompts = len(job.tokens) + 1
+    yield Check(SETTINGS, subject(job), verdict, prompts, len(made), differing, "settings", told(made) + cause)
+
+
+def _long(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The prompts one after another, and again, up to a length that `ROWS` tell apart."""
+    one = [token for tokens in prompts for token in tokens]
+    assert sorted(ROWS)[-2] < LONGEST
+    return (one * (LONGEST // len(one) + 1))[:LONGEST]
