@@ -1,7 +1,7 @@
 """verify: prove that the runtimes compute what PyTorch computes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from edgeqaf.options import Json, LlamaLib, PlacesFolder, claim_report, listed
 if TYPE_CHECKING:
     from edgeqaf.dist import Dist
     from edgeqaf.protocols import RuntimeOptions
+    from edgeqaf.report import VerificationReport
     from runtime_tests.golden.watch import Watch
 
 
@@ -56,12 +57,10 @@ def command(
     json: Json = False,
 ) -> None:
     """Climb the verification ladder: file, weights, kernels, logits; exit 4 on any difference."""
-    import time
-
     from edgeqaf import checkpoint
     from edgeqaf import junit as xml
     from edgeqaf.child import Limits
-    from edgeqaf.console import emit, progress, say
+    from edgeqaf.console import emit, say
     from edgeqaf.dist import open_dist
     from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
@@ -90,12 +89,9 @@ def command(
         xml.claim(junit)
     watch = _watch(opened, record, check, force)
     model = checkpoint.load(against) if against else None
-    started = time.monotonic()
-    with progress("verify", verification.steps(opened, names)) as advance:
-        report = verification.verify(opened, names, options, advance, model, watch, prompts=up_to == "R4")
-    verification.show(report)
+    report, seconds = _climbed(opened, names, options, against=model, watch=watch, prompts=up_to == "R4")
     if junit:
-        xml.write(report, junit, time.monotonic() - started)
+        xml.write(report, junit, seconds)
     result = {"root": opened.receipt["root"], **report.as_json(), "known": _known(opened, names, options)}
     with staged(target, force=True) as part:
         write_json(part, result)
@@ -105,6 +101,22 @@ def command(
     say(f"{target}: {len(report.checks) - len(report.absent)} checks passed, {len(report.absent)} absent")
     if isinstance(watch, Record):
         say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {opened.folder} --check {record}")
+
+
+def _climbed(
+    dist: "Dist", names: list[str], options: "RuntimeOptions", **more: Any
+) -> tuple["VerificationReport", float]:
+    """The report, shown, and the seconds it took. more: of `runtime_tests.verify.verify`."""
+    import time
+
+    from edgeqaf.console import progress
+    from runtime_tests import verify as verification
+
+    started = time.monotonic()
+    with progress("verify", verification.steps(dist, names)) as advance:
+        report = verification.verify(dist, names, options, advance, **more)
+    verification.show(report)
+    return report, time.monotonic() - started
 
 
 def _only(dists: list[Path] | None) -> Path:
