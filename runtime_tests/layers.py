@@ -4,7 +4,7 @@ The activations are the runtime's own, so what one layer does is no business of 
 layer that it comes from.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -52,6 +52,7 @@ class _Watch:
         self.tally = Tally()
         self.known: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
+        self.used: defaultdict[str, float] = defaultdict(float)  # of an envelope, the largest share
 
     def begin(self, prompt: int) -> None:
         self._prompt = prompt
@@ -61,7 +62,10 @@ class _Watch:
         name, expected, found = product.name, product.expected, product.found
         different = compare_bits(expected, found)
         if product.slack is not None:
-            different &= ~(np.abs(found - expected) <= product.slack)
+            distance = np.abs(found - expected)
+            different &= ~(distance <= product.slack)
+            used = np.divide(distance, product.slack, out=np.zeros_like(distance), where=product.slack > 0)
+            self.used[product.path] = max(self.used[product.path], float(used.max(initial=0)))
         seen = self._rows[name]
         self.tally.add(name, expected, found, different, place=lambda row, out: (self._prompt, seen + row, out))
         self._rows[name] += len(found)
@@ -71,6 +75,7 @@ class _Watch:
         """The paths that were met."""
         known = [f"{path}: {count:,}" for path, count in sorted(self.known.items())]
         unknown = [
-            f"{path}: unknown path, {count:,} held to an envelope only" for path, count in sorted(self.unknown.items())
+            f"{path}: unknown path, {count:,} held to an envelope only, of which {self.used[path]:.1%} is used at most"
+            for path, count in sorted(self.unknown.items())
         ]
         return "; ".join([*known, *unknown])
