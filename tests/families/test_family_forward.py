@@ -18,7 +18,6 @@ UNWRITTEN = {  # by what is refused
     "the family gemma2": ("gemma 2 2B", "gemma 2 27B"),
     "the family gemma3": ("gemma 3 1B", "gemma 3 4B"),
     "the family phi3": ("phi 3.5 mini, long", "phi 3.5 mini, short", "phi 3 mini 4k", "phi 4 mini"),
-    "rope scaling linear": ("llama linear", "qwen3 linear"),
     "rope scaling yarn": ("llama yarn", "qwen2.5 yarn", "qwen3 yarn"),
 }
 REASONS = {name: reason for reason, names in UNWRITTEN.items() for name in names}

@@ -29,6 +29,7 @@ from runtime_tests.ggml.forward.reproduction import SETTINGS
 from runtime_tests.ggml.forward.rotation import Rope
 from runtime_tests.ggml.library import load
 from runtime_tests.ggml.matmul import Cpu
+from runtime_tests.ggml.model import Model, Settings
 from runtime_tests.ggml.operation import compute
 from runtime_tests.ggml.quantize import quantize as quantize_file
 
@@ -189,6 +190,21 @@ def test_long_prompts_and_what_follows_them(plain: Artifact, threads: int, confi
         for made in session.reproduce([11 * i % 4000 for i in range(600)], 3, expected):
             assert (made.first, made.differing, made.found.shape) == (None, 0, (603, 4096))
             assert not compare_bits(made.expected, made.found).any()
+
+
+def test_threads_show_where_they_share_cells(plain: Artifact) -> None:
+    """One token by itself, flash attention on, 512 cells or more; nowhere else."""
+    for length in (200, 600):
+        made: dict[Settings, list[np.ndarray]] = {}
+        for settings, threads in product(SETTINGS, (1, 2)):
+            model = Model(load(LIB), plain.path, repack=False, threads=threads)
+            with model.under(settings):
+                made.setdefault(settings, []).append(model.replay([11 * i % 4000 for i in range(length)], 3))
+            model.close()
+        differ = {settings: compare_bits(*both).any(1) for settings, both in made.items()}
+        assert not any(where[:length].any() for where in differ.values())
+        assert [where[length:].all() for where in differ.values()] == [False, False, length == 600]
+        assert [where[length:].any() for where in differ.values()] == [False, False, length == 600]
 
 
 def whole_models(library: Path, artifacts: list[Artifact]) -> Iterator[tuple[Verdict, str]]:

@@ -114,9 +114,8 @@ def _rotation(cpu: Cpu, shape: Shape, x: Floats) -> Trial:
     positions = np.arange(first, first + len(x), dtype=np.int32)
 
     def build(c: Any, context: int, x: int, positions: int, *factors: int) -> int:
-        return int(
-            c.ggml_rope_ext(context, x, positions, *(factors or (None,)), rope.size, mode, 0, rope.base, 1, 0, 1, 32, 1)
-        )
+        divisors, about = factors[0] if factors else None, (rope.base, rope.scale, 0, 1, 32, 1)
+        return int(c.ggml_rope_ext(context, x, positions, divisors, rope.size, mode, 0, *about))
 
     inputs = (x, positions) if rope.factors is None else (x, positions, rope.factors)
     return Trial("rotation", compute(cpu, build, *inputs), lambda a: rope.rotate(x, first, a.fused))

@@ -24,31 +24,34 @@ class Rope:
     base:    of the angles. size: floats of a head that are rotated.
     halves:  a pair is one float of each half of these (NEOX); else two neighbours.
     factors: float32 [size / 2] that divide the angles, if the file has them.
+    scale:   multiplies all angles (linear scaling).
     """
 
     base: float
     size: int
     halves: bool
     factors: Floats | None = None
+    scale: float = 1.0
 
     def rotate(self, x: Floats, first: int, fused: bool) -> Floats:
         """float32 [m, heads, head size], of positions ``first`` and on; fused: with FMA."""
         factors = np.ones(self.size // 2, np.float32) if self.factors is None else self.factors
         y = x.copy()
         between, apart = (1, self.size // 2) if self.halves else (2, 1)
-        _rows(y, np.float32(self.base), factors, first, between, apart, fused)
+        _rows(y, np.float32(self.base), np.float32(self.scale), factors, first, between, apart, fused)
         return y
 
 
 @compiled
-def _rows(y, base, factors, first, between, apart, fused):
+def _rows(y, base, scale, factors, first, between, apart, fused):
     pairs = len(factors)
     step = powf(base, np.float32(-2.0) / np.float32(2 * pairs))
     cos, sin = np.empty(pairs, np.float32), np.empty(pairs, np.float32)
     for i in range(len(y)):
         angle = np.float32(first + i)
         for k in range(pairs):
-            cos[k], sin[k] = cosf(angle / factors[k]), sinf(angle / factors[k])
+            scaled = scale * (angle / factors[k])
+            cos[k], sin[k] = cosf(scaled), sinf(scaled)
             angle *= step
         for head in range(y.shape[1]):
             for k in range(pairs):
