@@ -4,7 +4,7 @@
     edgeqaf export base -o dist --format gguf
     python benchmarks/llama_cpp_positions.py dist/model.gguf --text ../shared/data/tinystories_10k.txt --kit KIT
 
-KIT is a folder of llama.cpp as `make kits` fetches it (.venv/kits/package/bins/linux-x64); each of its CPU variants
+KIT is a folder of llama.cpp as `make kits` fetches it (.venv/places/llama.cpp/linux-x64); each of its CPU variants
 has a process of its own. The text is cut into windows, of 256 and of 48 tokens by turns, each evaluated in one piece
 (flash attention goes by tiles in the long ones, and by rows in the short ones) and followed by eight tokens one by one.
 Printed for each model, variant, way of holding the matrices and setting: positions, logits, those that differ; values

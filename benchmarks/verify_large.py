@@ -1,7 +1,7 @@
 """R0 to R2 of a large artifact, a runtime at a time: how long, in how much memory; of a Llama of random codes.
 
     python benchmarks/verify_large.py --shape 1b
-    python benchmarks/verify_large.py --shape 1b --runtime llama.cpp --llama-lib .venv/kits/package/llama
+    python benchmarks/verify_large.py --shape 1b --runtime llama.cpp --llama-lib .venv/places/llama.cpp/linux-x64
 
 Each line is one ``edgeqaf verify DIST --up-to R2 --runtime NAME --memory 3`` on a folder with one artifact, all its
 configurations, two at a time, on one thread each. ``peak`` is the largest sum over its processes of what each has in
