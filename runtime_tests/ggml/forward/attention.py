@@ -18,7 +18,7 @@ import numpy as np
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
 from runtime_tests.ggml.forward.arithmetic import Arithmetic
-from runtime_tests.ggml.forward.exponential import grow
+from runtime_tests.ggml.forward.exponential import Exponential, grow
 
 NONE = np.float32(-np.inf)
 CELLS = 64  # a multiple of every kernel's floats, which divides the 256 that llama.cpp pads cells to
@@ -73,7 +73,7 @@ def attend(
     for head in range(heads):
         keys, values = cache.keys[head // group, :, :used], cache.values[head // group, :cells]
         found = scores.product(cache.held(np.ascontiguousarray(q[:, head])), np.ascontiguousarray(keys))
-        _softmax(found, scale, used - rows, arithmetic.exponential)
+        softmax(found, scale, used - rows, arithmetic.exponential)
         shares[head, :, :used] = found
         mixed[head] = mixing.product(cache.held(shares[head]), values)
     see("kq_soft_max", shares)
@@ -81,9 +81,13 @@ def attend(
     return np.ascontiguousarray(mixed.swapaxes(0, 1)).reshape(rows, -1)
 
 
+def softmax(scores: Floats, scale: np.float32, first: int, form: Exponential) -> None:
+    """Of ``scores * scale``: float32 [m, cells], row i of position ``first + i``, in place."""
+    _softmax(scores, scale, first, form)
+
+
 @compiled
 def _softmax(scores, scale, first, form):
-    """scores float32 [m, cells], row i of position ``first + i``, in place."""
     row = np.empty(-(-scores.shape[1] // form.lanes) * form.lanes, np.float32)
     for i in range(len(scores)):
         seen = first + i + 1

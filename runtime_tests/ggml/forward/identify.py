@@ -10,6 +10,7 @@ differences in a last bit, and a whole model can have equal logits under an arit
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import RuntimeAbsent
 from edgeqaf.report import compare_bits
 from runtime_tests.ggml.forward.arithmetic import KNOWN, Arithmetic
-from runtime_tests.ggml.forward.attention import Cache, attend, halved
+from runtime_tests.ggml.forward.attention import Cache, attend, halved, softmax
 from runtime_tests.ggml.forward.exponential import swiglu
 from runtime_tests.ggml.forward.family import Shape
 from runtime_tests.ggml.forward.flash import PADDED, ROWS, SHARED, flash
@@ -81,14 +82,15 @@ def trials(cpu: Cpu, shape: Shape) -> Iterator[Trial]:
         lambda a: rms_norm(up, weight, shape.epsilon),
     )
     yield _rotation(cpu, shape, normal(FEW, 3, shape.size))
-    for half in (False, True):
-        yield _attention(cpu, shape, FEW, normal, half)
+    yield _softmax(cpu, normal(MANY, PADDED))
+    for half, rows in product((False, True), (1, MANY)):
+        yield _attention(cpu, shape, rows, normal, half)
     for rows, used in ((1, SHARED), (FEW, PADDED - 9), (MANY, PADDED - 9)):
         yield _flash(cpu, shape, rows, used, normal)
 
 
 def _products(cpu: Cpu, x: Floats, w: Floats) -> Iterator[Trial]:
-    rows = "1 row" if len(x) == 1 else f"{len(x)} rows"
+    rows = _rows(len(x))
 
     def multiply(c: Any, context: int, w: int, x: int) -> int:
         return int(c.ggml_mul_mat(context, w, x))
@@ -96,11 +98,11 @@ def _products(cpu: Cpu, x: Floats, w: Floats) -> Iterator[Trial]:
     def again(matrix: Floats, x: Floats, half: bool) -> Callable[[Arithmetic], Floats]:
         columns = np.ascontiguousarray(matrix.T)
 
-        def product(a: Arithmetic) -> Floats:
+        def multiplied(a: Arithmetic) -> Floats:
             order = (a.half if half else a.single).order(len(x), x.shape[1], len(matrix), contiguous=True)
             return order.product(x, columns)
 
-        return product
+        return multiplied
 
     yield Trial(f"product of float32, {rows} of {x.shape[1]}", compute(cpu, multiply, w, x), again(w, x, False))
     found = compute(cpu, multiply, w.astype(np.float16), x)
@@ -121,6 +123,19 @@ def _rotation(cpu: Cpu, shape: Shape, x: Floats) -> Trial:
     return Trial("rotation", compute(cpu, build, *inputs), lambda a: rope.rotate(x, first, a.fused))
 
 
+def _softmax(cpu: Cpu, scores: Floats) -> Trial:
+    """Many rows: how wide the vectors are shows in few of the sums."""
+    mask, scale = _mask(MANY, PADDED, PADDED).astype(np.float32), np.float32(4)
+    found = compute(cpu, lambda c, at, x, mask: c.ggml_soft_max_ext(at, x, mask, scale, 0), scores, mask)
+
+    def again(a: Arithmetic) -> Floats:
+        shares = scores.copy()
+        softmax(shares, scale, PADDED - MANY, a.exponential)
+        return shares
+
+    return Trial("softmax", found, again)
+
+
 def _attention(cpu: Cpu, shape: Shape, rows: int, normal: Callable[..., Floats], half: bool) -> Trial:
     """Scores, softmax and mix of one head, laid out as in a model of several."""
     cache, q, scale = _filled(shape, PADDED, normal, half), normal(rows, 2, shape.size), np.float32(0.25)
@@ -137,7 +152,8 @@ def _attention(cpu: Cpu, shape: Shape, rows: int, normal: Callable[..., Floats],
         mixed = attend(a, q, cache, scale, lambda name, values: None)
         return mixed.reshape(rows, 2, -1).swapaxes(0, 1)
 
-    return Trial(f"attention in {'float16' if half else 'float32'}", compute(cpu, build, q, keys, values, mask), again)
+    name = f"attention in {'float16' if half else 'float32'}, {_rows(rows)}"
+    return Trial(name, compute(cpu, build, q, keys, values, mask), again)
 
 
 def _flash(cpu: Cpu, shape: Shape, rows: int, used: int, normal: Callable[..., Floats]) -> Trial:
@@ -152,7 +168,11 @@ def _flash(cpu: Cpu, shape: Shape, rows: int, used: int, normal: Callable[..., F
         return int(c.ggml_flash_attn_ext(context, turned, keys, values, mask, scale, 0, 0))
 
     found = compute(cpu, build, q, keys, values, mask)
-    return Trial(f"flash attention, {rows} rows", found, lambda a: flash(a, q, cache, scale, cpu.threads))
+    return Trial(f"flash attention, {_rows(rows)}", found, lambda a: flash(a, q, cache, scale, cpu.threads))
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def _filled(shape: Shape, used: int, normal: Callable[..., Floats], half: bool) -> Cache:
