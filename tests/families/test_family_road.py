@@ -66,6 +66,9 @@ def test_a_model_is_tuned_and_its_file_proven(
     for job in ladder.jobs(artifact, expected, ladder.at_home(), RuntimeOptions()):
         if isinstance(job, ladder.Job):
             found = ladder.climb(replace(job, tokens=[made.tokens])).checks
+            again = [c for c in found if c.rung == "R4"]  # of one prompt, where the family is written again
+            assert {c.verdict for c in again} <= {Verdict.EXACT, Verdict.ABSENT}, again
+            found = [c for c in found if c not in again]
             assert {c.verdict for c in found} == {Verdict.EXACT}, [c for c in found if c.verdict is not Verdict.EXACT]
             assert {c.tensors for c in found} == {len(expected)}
             proven |= {(c.rung, job.runtime) for c in found}

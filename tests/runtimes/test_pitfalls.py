@@ -199,9 +199,11 @@ def gather_first_run(at):
         for first, second in ((4, 8), (8, 4)):
             engine = at(name)
             taken = {4: 0, 8: 8} if name != "webgpu" else dict.fromkeys((4, 8), 0 if first == 4 else 8)
+            held = []  # its programs live as long as a model that has them
             for width, size, point in ((first, 64, None), (second, 64, None), (first, 48, 8), (second, 48, 8)):
                 graph, codes, scale = gather(size, point, width)
-                found = engine.load(graph, {}).run({"i": np.arange(len(codes))})["y"]
+                held.append(engine.load(graph, {}))
+                found = held[-1].run({"i": np.arange(len(codes))})["y"]
                 assert np.array_equal(found, (codes - np.float32(point or taken[width])) * scale)
 
 
