@@ -63,7 +63,7 @@ class OnnxSession:
             graph = cut.sliced(cut_exact.decoding(self._proto, stored.name), rows)
         else:
             graph = cut.decoding(self._proto, stored.name, rows)
-        (decoded,) = self._answer(self._loaded(graph), {}).values()
+        (decoded,) = self._answer(self._loaded(graph, arena=False), {}).values()
         return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
@@ -193,9 +193,14 @@ class OnnxSession:
             reason = str(error).strip().splitlines()[0]
             raise Refused(f"ONNX Runtime does not run {self._folder}: {reason}", "export the model again") from error
 
-    def _loaded(self, model: Any, optimized: Path | None = None) -> Loaded:
-        """Load a model file, or a graph cut from it whose weights stay in the folder's data file."""
+    def _loaded(self, model: Any, optimized: Path | None = None, arena: bool = True) -> Loaded:
+        """Load a model file, or a graph cut from it whose weights stay in the folder's data file.
+
+        arena: false where nothing is to stay in memory (`Setting`).
+        """
         setting: Setting = {**self._setting, "folder": str(self._folder), "data": self._data}
+        if not arena:
+            setting["arena"] = False
         if optimized is not None:
             setting["optimized"] = str(optimized)
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
