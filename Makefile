@@ -24,11 +24,12 @@ slow: .venv/ready
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # Hours: every runtime, in every configuration, on every model, as one page. It goes on where it was stopped. Runtimes
-# elsewhere are those that `make places` has fetched; the models are made first, some of float models in MODELS.
+# elsewhere are those that `make places` has fetched; the models are made first, some of float models in MODELS. It exits
+# with 4 where anything differs, as OpenVINO does, which is no reason for make to fail.
 MODELS ?= ../shared/models
 matrix: .venv/ready
 	sh runtime_tests/matrix/make_models.sh $(BIN) matrix $(MODELS) demo > .venv/matrix-models
-	$(BIN)/edgeqaf verify $$(cat .venv/matrix-models) --matrix --places .venv/places -o matrix/matrix.html
+	-$(BIN)/edgeqaf verify $$(cat .venv/matrix-models) --matrix --places .venv/places -o matrix/matrix.html
 
 # On a machine with a CUDA GPU: what needs one, as a dated receipt in docs/receipts.
 gpu-receipt: .venv/ready
