@@ -5,7 +5,7 @@ parts, each an integer for every input times a coefficient for every block. Form
 (`edgeqaf.protocols.Form`) round differently where 24 bits do not suffice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeqaf.digest import Floats
 from edgeqaf.grid import Zero
 from edgeqaf.protocols import Configuration, Form
-from edgeqaf.qtensor import QTensor, Supers
+from edgeqaf.qtensor import QTensor, Supers, decode, to_half
 
 Doubles = NDArray[np.float64]
 Columns = NDArray[np.int64]
@@ -61,8 +61,10 @@ def written_form(q: QTensor, configuration: Configuration, columns: Columns) -> 
     scale = q.scale[:, at].astype(np.float64)
     stored = None if q.zero is None else q.zero[:, at].astype(np.float64)
     if configuration.offset_form is Form.HALF:
-        return _half_form(_decoded(q, codes, scale, stored))
+        return _half_form(_decoded(q, columns))
     if q.grid.zero is Zero.OFFSET:
+        if configuration.offset_form is Form.DECODED:
+            return [(Part(_decoded(q, columns).astype(np.float64), np.ones_like(scale), summable=False),)]
         assert stored is not None
         return _offset_form(q, codes, scale, stored, configuration)
     zero = np.float64(q.grid.centre) if stored is None else stored[..., None]
@@ -80,19 +82,17 @@ def _picked(codes: NDArray[np.int8], columns: Columns) -> NDArray[np.int8]:
     return codes[:, columns]
 
 
-def _decoded(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles | None) -> Floats:
-    """Weights [out, blocks, n] as `edgeqaf.qtensor.decode` gives them; float64 holds every product and sum."""
-    if q.grid.zero is Zero.OFFSET:
-        assert zero is not None
-        return (codes * scale[..., None] + zero[..., None]).astype(np.float32)
-    centre = np.float64(q.grid.centre) if zero is None else zero[..., None]
-    return ((codes - centre) * scale[..., None]).astype(np.float32)
+def _decoded(q: QTensor, columns: Columns) -> Floats:
+    """The weights of some inputs, [out, *columns.shape]: those of a matrix whose blocks are the rows of ``columns``."""
+    at, blocks = columns[:, 0] // q.grid.block, replace(q.grid, block=columns.shape[1])
+    codes, zero = _picked(q.codes, columns), None if q.zero is None else q.zero[:, at]
+    weights: Floats = decode(QTensor(blocks, codes.reshape(len(codes), -1), q.scale[:, at], zero))
+    return weights.reshape(codes.shape)
 
 
 def _half_form(weights: Floats) -> list[Term]:
     """Weights rounded to float16, as integers times the last bit that any of their block has; sums in float16 too."""
-    with np.errstate(over="ignore"):  # becomes infinite there too
-        rounded = weights.astype(np.float16).astype(np.float64)
+    rounded = to_half(weights).astype(np.float64)
     bit = last_bit(rounded).min(-1)
     scale = np.where(np.isinf(bit), 1.0, bit)  # of a block of zeros
     return [(Part(rounded / scale[..., None], scale, bits=11),)]
@@ -107,12 +107,8 @@ def last_bit(values: Doubles) -> Doubles:
 
 
 def _offset_form(q: QTensor, codes: Doubles, scale: Doubles, zero: Doubles, configuration: Configuration) -> list[Term]:
-    form = configuration.offset_form
-    if form is Form.DECODED:
-        weights = _decoded(q, codes, scale, zero).astype(np.float64)
-        return [(Part(weights, np.ones_like(scale), summable=False),)]
     ones = np.broadcast_to(1.0, codes.shape)
-    if form is Form.FUSED:
+    if configuration.offset_form is Form.FUSED:
         return [(Part(codes, scale), Part(ones, zero, per_block=True))]
     middle = (q.grid.lo + q.grid.hi + 1) // 2
     centred = (zero + middle * scale).astype(np.float32)  # as the file stores it

@@ -70,15 +70,14 @@ def command(
     from runtime_tests.matrix import run
 
     options = RuntimeOptions(llama_lib, threads, places=places, limits=Limits(memory, timeout))
+    of_a_climb = {"against": against, "record": record, "check": check, "junit": junit, "up-to": up_to == "R2"}
     if self_test:
-        _require_alone(
-            require=require, against=against, record=record, check=check, junit=junit, places=places, matrix=matrix
-        )
+        _refuse_beside("--self-test", require=require, places=places, matrix=matrix, **of_a_climb)
         _self_test(_only(dists) if dists else None, runtime, options, seed, output, json)
         return
     if matrix:
-        run.refuse_beside(against=against, record=record, check=check, junit=junit, up_to=up_to != "R4" or None)
-        run.run(dists or [], runtime, options, output, listed(require), force=force, json=json)
+        _refuse_beside("--matrix", **of_a_climb)
+        run.run(_named(dists), runtime, options, output, listed(require), force=force, json=json)
         return
     _require_sound(record, check, force, up_to, listed(require))
     names = verification.parse_runtimes(runtime, elsewhere=places is not None)
@@ -119,11 +118,18 @@ def _climbed(
     return report, time.monotonic() - started
 
 
-def _only(dists: list[Path] | None) -> Path:
+def _named(dists: list[Path] | None) -> list[Path]:
     from edgeqaf.errors import UsageError
 
     if not dists:
         raise UsageError("verify needs a dist folder", "name one made by edgeqaf export, or ask for --self-test")
+    return dists
+
+
+def _only(dists: list[Path] | None) -> Path:
+    from edgeqaf.errors import UsageError
+
+    dists = _named(dists)
     if len(dists) > 1:
         raise UsageError(f"{len(dists)} dist folders are named", "verify one, or all of them with --matrix")
     return dists[0]
@@ -162,13 +168,13 @@ def _require_sound(record: Path | None, check: Path | None, force: bool, up_to: 
         raise UsageError("--require golden needs a golden file", "name it: --check FILE")
 
 
-def _require_alone(**others: object) -> None:
-    """UsageError for an option that has no meaning beside --self-test."""
+def _refuse_beside(flag: str, **others: object) -> None:
+    """UsageError for an option that has no meaning beside ``flag``."""
     from edgeqaf.errors import UsageError
 
     for name, value in others.items():
         if value:
-            raise UsageError(f"--self-test and --{name} exclude each other", "drop one of the two")
+            raise UsageError(f"{flag} and --{name} exclude each other", "drop one of the two")
 
 
 def _self_test(

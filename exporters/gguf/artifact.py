@@ -14,7 +14,7 @@ from edgeqaf.protocols import Stored
 from edgeqaf.runs import Rows, cuts, threads
 from exporters.gguf import families
 from exporters.gguf.blocks import CARRIERS
-from exporters.gguf.container import SEAL, packed_value
+from exporters.gguf.container import SEAL, Value, packed_value
 from exporters.gguf.family import OUTPUT, Family
 from exporters.gguf.floats import TYPES
 from exporters.gguf.layouts import LAYOUTS
@@ -69,11 +69,7 @@ class StoredTensors(Mapping[str, Stored]):
     @property
     def metadata(self) -> dict[str, str]:
         """`edgeqaf.protocols.Artifact.metadata`; the seal, which covers the rest, is left out."""
-        return {
-            key: hashlib.sha256(packed_value(value)).hexdigest()
-            for key, value in self.files.metadata.items()
-            if key != SEAL
-        }
+        return digests_of(self.files.metadata)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -100,6 +96,11 @@ class StoredTensors(Mapping[str, Stored]):
         """A logical tensor as it lies in its file."""
         place = self.places[name]
         return InFile(self.files.homes[place.stored], self.files.tensors[place.stored], place, self.grid(name))
+
+
+def digests_of(metadata: Mapping[str, Value]) -> dict[str, str]:
+    """SHA-256 of each value of a header's metadata, without the seal, which covers the rest."""
+    return {k: hashlib.sha256(packed_value(value)).hexdigest() for k, value in metadata.items() if k != SEAL}
 
 
 def open_known(path: Path, first: bytes = b"") -> Files:

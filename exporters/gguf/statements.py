@@ -8,8 +8,8 @@ from pathlib import Path
 from edgeqaf.statements import Statements
 from edgeqaf.untrusted import Seen
 from exporters.gguf import families
-from exporters.gguf.artifact import SIZES, StoredTensors, open_known
-from exporters.gguf.container import SEAL, Value, packed_value, plain_header, seal
+from exporters.gguf.artifact import SIZES, StoredTensors, digests_of, open_known
+from exporters.gguf.container import SEAL, Value, plain_header, seal
 from exporters.gguf.numbers import Metadata
 from exporters.gguf.planned import Planned
 from exporters.gguf.reader import Contents, parse_header
@@ -51,6 +51,6 @@ def forge(path: Path, change: Callable[[dict[str, Value]], object]) -> None:
 
 
 def _digests(metadata: Metadata, factors: dict[str, bytes]) -> Statements:
-    """Without what says over how many files a model is split, and without the seal, which covers the rest."""
-    raw = {key: packed_value(value) for key, value in metadata.items() if key not in {*KEYS, SEAL}} | factors
-    return {key: hashlib.sha256(value).hexdigest() for key, value in raw.items()}
+    """Without what says over how many files a model is split."""
+    said = digests_of({key: value for key, value in metadata.items() if key not in KEYS})
+    return said | {name: hashlib.sha256(value).hexdigest() for name, value in factors.items()}

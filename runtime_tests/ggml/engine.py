@@ -58,7 +58,7 @@ class Engine(Protocol):
         """See `Model.logits`."""
 
     def logits_with(self, prompts: Sequence[Sequence[int]], threads: int, rows: int) -> list[Floats]:
-        """`logits` of each prompt, under other settings (`Model.varied`)."""
+        """`logits` of each prompt, under other settings (`Model.under`)."""
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:
         """See `Model.generate`."""
@@ -111,7 +111,7 @@ class Local:
         return self._model.logits(tokens)
 
     def logits_with(self, prompts: Sequence[Sequence[int]], threads: int, rows: int) -> list[Floats]:
-        with self._model.varied(threads, rows):
+        with self._model.under(threads=threads, rows=rows):
             return [self._model.logits(tokens) for tokens in prompts]
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[int]]:

@@ -2,7 +2,7 @@
 
 One device (the CPU, or the GPU of the library), one sequence, batches of at most `BATCH` tokens, and a cleared cache
 before each prompt; unless `Settings` say otherwise, flash attention is off, and keys and values are cached in float32.
-So the same file gives the same logits on every run, whatever the cache size or the thread count (`Model.varied` is
+So the same file gives the same logits on every run, whatever the cache size or the thread count (`Model.under` is
 there to see it; one token by itself, under flash attention, is the exception). What remains free is the shape of the
 batch: a prompt evaluated at once and the same prompt token by token meet different kernels, and may differ.
 """
@@ -110,26 +110,15 @@ class Model:
             self._close_context()
 
     @contextmanager
-    def varied(self, threads: int, rows: int) -> Iterator[None]:
-        """Compute with so many threads, and rows of activations at once, inside the block."""
+    def under(self, settings: Settings = FIXED, threads: int | None = None, rows: int | None = None) -> Iterator[None]:
+        """Run what is inside the block otherwise; threads, and rows of activations at once, stay if not named."""
+        before = self._settings, self._threads, self._rows
         self._close_context()
-        before, (self._threads, self._rows) = (self._threads, self._rows), (threads, rows)
+        self._settings, self._threads, self._rows = settings, threads or self._threads, rows or self._rows
         try:
             yield
         finally:
-            self._threads, self._rows = before
-            self._close_context()
-
-    @contextmanager
-    def under(self, settings: Settings) -> Iterator[None]:
-        """Run what is inside the block under other settings."""
-        before = self._settings
-        self._close_context()
-        self._settings = settings
-        try:
-            yield
-        finally:
-            self._settings = before
+            self._settings, self._threads, self._rows = before
             self._close_context()
 
     def encode(self, text: str) -> list[int]:

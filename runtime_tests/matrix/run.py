@@ -45,12 +45,6 @@ def run(
     _require(matrix, reports, required)
 
 
-def refuse_beside(**options: object) -> None:
-    """UsageError for an option of one folder's verification that is given."""
-    for name in (name.replace("_", "-") for name, value in options.items() if value is not None):
-        raise UsageError(f"--{name} and --matrix exclude each other", f"verify one folder with --{name}")
-
-
 def _claim(output: Path) -> None:
     """Refuse, before any work, to replace anything but an earlier matrix."""
     require_new(output, force=True)

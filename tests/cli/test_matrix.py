@@ -148,9 +148,10 @@ def offset_of(dist: Path, tensor: str) -> int:
     [
         (("{dist}", "{base}"), "2 dist folders are named"),
         (("{base}", "{base}", "--matrix"), "named twice"),
-        (("{base}", "--matrix", "--record", "g.json"), "--record and --matrix exclude each other"),
-        (("{base}", "--matrix", "--against", "{base}"), "--against and --matrix exclude each other"),
-        (("{base}", "--matrix", "--up-to", "R2"), "--up-to and --matrix exclude each other"),
+        (("--matrix",), "verify needs a dist folder"),
+        (("{base}", "--matrix", "--record", "g.json"), "--matrix and --record exclude each other"),
+        (("{base}", "--matrix", "--against", "{base}"), "--matrix and --against exclude each other"),
+        (("{base}", "--matrix", "--up-to", "R2"), "--matrix and --up-to exclude each other"),
         (("{base}", "--matrix", "-o", "{base}/README.md"), "is there and no earlier matrix"),
         (("{base}", "--matrix", "--runtime", "nothing"), "unknown runtime 'nothing'"),
     ],

@@ -72,9 +72,8 @@ def test_every_runtime_of_a_gpu_is_asked():
 def test_a_step_that_fails_or_cannot_start_has_not_passed():
     assert gpu_receipt.run("x", ["false"]).passed is False
     assert gpu_receipt.run("x", ["no-such-program"]).said == ("[Errno 2] No such file or directory: 'no-such-program'",)
-    assert gpu_receipt.run("x", ["echo", "a b"]) == gpu_receipt.Step(
-        "x", "echo a b", True, pytest.approx(0, abs=60), ("a b",)
-    )
+    step = gpu_receipt.run("x", ["echo", "a b"])
+    assert (step.what, step.command, step.passed, step.said) == ("x", "echo a b", True, ("a b",))
 
 
 def test_a_receipt_is_a_line_of_the_page_that_no_longer_says_there_is_none(tmp_path: Path):

@@ -60,7 +60,7 @@ def test_a_worker_varies_too(artifacts: dict[str, Artifact], places: Path):
 def test_no_more_rows_are_computed_at_once_than_said(rows: int, artifacts: dict[str, Artifact]):
     seen: list[Seen] = []
     model = Model(load(LIB), artifacts["gguf"].path, False, 1)
-    with model.varied(1, rows), model.tapped(Tap(load(LIB), seen.append)):
+    with model.under(threads=1, rows=rows), model.tapped(Tap(load(LIB), seen.append)):
         model.logits(PROMPT)
     model.close()
     whole, rest = divmod(len(PROMPT), rows)

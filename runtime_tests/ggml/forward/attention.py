@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
+from edgeqaf.qtensor import to_half
 from runtime_tests.ggml.forward.arithmetic import Arithmetic
 from runtime_tests.ggml.forward.exponential import Exponential, grow
 
@@ -46,13 +47,8 @@ class Cache:
 
     def held(self, x: Floats) -> Floats:
         """As the cache's type has it."""
-        return halved(x) if self.half else x
-
-
-def halved(x: Floats) -> Floats:
-    """Rounded to float16."""
-    with np.errstate(over="ignore"):
-        return x.astype(np.float16).astype(np.float32)
+        held: Floats = to_half(x) if self.half else x
+        return held
 
 
 def attend(

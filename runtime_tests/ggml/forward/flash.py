@@ -17,8 +17,9 @@ import numpy as np
 
 from edgeqaf.compiled import compiled
 from edgeqaf.digest import Floats
+from edgeqaf.qtensor import to_half
 from runtime_tests.ggml.forward.arithmetic import Arithmetic
-from runtime_tests.ggml.forward.attention import NONE, Cache, halved
+from runtime_tests.ggml.forward.attention import NONE, Cache
 from runtime_tests.ggml.forward.exponential import grow
 from runtime_tests.ggml.forward.libm import expf
 from runtime_tests.loops import madd
@@ -44,7 +45,7 @@ def flash(arithmetic: Arithmetic, q: Floats, cache: Cache, scale: np.float32, th
         if tiled:
             _tiles(queries, keys, values, scale, first, arithmetic.exponential, mixed[head])
         else:
-            scores = arithmetic.half.dot.product(halved(queries), keys)
+            scores = arithmetic.half.dot.product(to_half(queries), keys)
             _rows(scores, values, scale, first, part, arithmetic.fused, mixed[head])
     return np.ascontiguousarray(mixed.swapaxes(0, 1)).reshape(rows, -1)
 

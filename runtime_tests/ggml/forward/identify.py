@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from edgeqaf.digest import Floats
 from edgeqaf.errors import RuntimeAbsent
+from edgeqaf.qtensor import to_half
 from edgeqaf.report import compare_bits
 from runtime_tests.ggml.forward.arithmetic import KNOWN, Arithmetic
-from runtime_tests.ggml.forward.attention import Cache, attend, halved, softmax
+from runtime_tests.ggml.forward.attention import Cache, attend, softmax
 from runtime_tests.ggml.forward.exponential import swiglu
 from runtime_tests.ggml.forward.family import Shape
 from runtime_tests.ggml.forward.flash import PADDED, ROWS, SHARED, flash
@@ -106,7 +107,7 @@ def _products(cpu: Cpu, x: Floats, w: Floats) -> Iterator[Trial]:
 
     yield Trial(f"product of float32, {rows} of {x.shape[1]}", compute(cpu, multiply, w, x), again(w, x, False))
     found = compute(cpu, multiply, w.astype(np.float16), x)
-    yield Trial(f"product of float16, {rows} of {x.shape[1]}", found, again(halved(w), halved(x), True))
+    yield Trial(f"product of float16, {rows} of {x.shape[1]}", found, again(to_half(w), to_half(x), True))
 
 
 def _rotation(cpu: Cpu, shape: Shape, x: Floats) -> Trial:

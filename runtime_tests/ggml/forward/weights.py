@@ -8,11 +8,10 @@ from edgeqaf.digest import Floats
 from edgeqaf.errors import RuntimeAbsent
 from edgeqaf.parts import join, split
 from edgeqaf.protocols import Artifact
-from edgeqaf.qtensor import QTensor, decode
+from edgeqaf.qtensor import QTensor, decode, to_half
 from runtime_tests.ggml.emulate.operands import Operand, operand
 from runtime_tests.ggml.file import GgufFile
 from runtime_tests.ggml.forward.arithmetic import Arithmetic
-from runtime_tests.ggml.forward.attention import halved
 from runtime_tests.ggml.kernels import Kernels
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
@@ -77,7 +76,7 @@ class Weights:
         if name not in self._columns:
             self._columns[name] = np.ascontiguousarray(self._floats(name).T)
         order = products.order(len(x), x.shape[1], tensor.shape[0], contiguous=True)
-        return order.product(halved(x) if tensor.type_name == "f16" else x, self._columns[name])
+        return order.product(to_half(x) if tensor.type_name == "f16" else x, self._columns[name])
 
     def _is_quantized(self, name: str) -> bool:
         return self._logical[name] in self._expected
