@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from itertools import islice
+from itertools import chain, islice
 from math import prod
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -95,15 +95,18 @@ def ahead(make: Callable[[int, int], Made], runs: Iterable[tuple[int, int]]) -> 
     """
     remaining = iter(runs)
     first = list(islice(remaining, 2))
-    if len(first) < 2:
-        yield from (make(*run) for run in first)
-        return
-    with ThreadPoolExecutor(1) as beside:
-        waiting = deque(beside.submit(make, *run) for run in first)
-        while waiting:
-            made = waiting.popleft().result()
-            waiting.extend(beside.submit(make, *run) for run in islice(remaining, 1))
-            yield made
+    made = (make(*run) for run in chain(first, remaining))
+    yield from made if len(first) < 2 else beside(made, 2)
+
+
+def beside(items: Iterable[Made], most: int = 1) -> Iterator[Made]:
+    """Items in order; another thread makes the next ones, ``most`` of them at most, while the caller takes one."""
+    remaining = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(lambda: list(islice(remaining, 1))) for _ in range(most))
+        while made := waiting.popleft().result():
+            waiting.append(thread.submit(lambda: list(islice(remaining, 1))))
+            yield from made
 
 
 def digests(rows: Callable[[str], Rows], outline: Outline, title: str = "") -> Iterator[tuple[str, str]]:

@@ -38,8 +38,8 @@ from edgeqaf.runs import cuts
 from runtime_tests.forms import Columns, Doubles, Part, Term, last_bit, unit, written_form
 
 HEIGHT = 127  # the largest 8-bit activation: an activation block with this maximum keeps its integers
-ROWS = 512  # probe rows fed at once
-ANSWERS = 2**24  # outputs asked for at once, at most
+ROWS = 4096  # probe rows fed at once
+ANSWERS = 2**25  # outputs asked for at once, at most
 FEWEST = 8  # rows from which llama.cpp takes its kernels for prompts; fewer meet others, in other written forms
 SPREAD = 64  # spread probes per matrix
 LARGEST_SUM = 2048  # a block's activation sum that float16, where some kernels keep it, holds exactly
@@ -68,15 +68,21 @@ def batches(q: QTensor, configuration: Configuration) -> Iterator[Batch]:
     size = unit(q, configuration)
     most = max(FEWEST, min(ROWS, ANSWERS // q.shape[0]))
     families = {"block": _block_probes(q, configuration, rng), "spread": _spread_probes(q.shape[1], size, rng)}
-    for kind, probes in families.items():
-        for start in range(0, len(probes), most):
-            x = probes[start : start + most]
-            answers, certain = np.empty((2, len(x), q.shape[0]), np.float32)
-            for first, last in cuts(q.shape, most=TILE * 32):
-                piece = q.rows(first, last)
-                for at, row in enumerate(x):
-                    answers[at, first:last], certain[at, first:last] = exact(piece, configuration, row)
-            yield Batch(kind, x, answers, certain.astype(bool) | configuration.exact_sums)
+    for kind, (columns, values) in families.items():
+        for start in range(0, len(columns), most):
+            yield _asked(kind, q, configuration, columns[start : start + most], values[start : start + most])
+
+
+def _asked(kind: str, q: QTensor, configuration: Configuration, columns: Columns, values: Doubles) -> Batch:
+    """Some probes of a family, and rows of zeros up to `FEWEST`."""
+    many = len(columns)
+    x, answers = (np.zeros((max(many, FEWEST), width), np.float32) for width in q.shape[::-1])
+    np.add.at(x, (np.arange(many)[:, None, None], columns), values)
+    certain = np.ones(answers.shape, bool)
+    for first, last in cuts((len(q.codes), columns.size), most=TILE):
+        found, sure = exact(q.rows(first, last), configuration, columns, values)
+        answers[:many, first:last], certain[:many, first:last] = found.T, sure.T
+    return Batch(kind, x, answers, certain | configuration.exact_sums)
 
 
 def heights(grid: Grid, configuration: Configuration) -> tuple[int, ...]:
@@ -158,58 +164,58 @@ def _rounded(terms: Sequence[Sequence[Doubles]]) -> Floats:
     return total
 
 
-def exact(q: QTensor, configuration: Configuration, x: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """The answer [out] of one probe x [in] in the written form, and where it is certain."""
-    columns, values = _active(x, unit(q, configuration))
-    terms = written_form(q, configuration, columns)
+def exact(
+    q: QTensor, configuration: Configuration, columns: Columns, values: Doubles
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The answers [out, probes] in the written form, and where they are certain.
+
+    columns: [probes, blocks, n], the inputs that a probe feeds, those of one row of one block; values: what with.
+    """
+    terms = written_form(q, configuration, columns.reshape(-1, columns.shape[2]))
     mixed = len(terms) > 1 and q.supers is not None  # kernels add terms of several blocks to one sum in any order
     if mixed:  # so nothing at all may round
         terms = [tuple(part for term in terms for part in term)]
     answers, certain = [], []
     for term in terms:
-        sums = [np.einsum("obn,bn->ob", part.integers, values) for part in term]
-        sizes = [np.einsum("obn,bn->ob", np.abs(part.integers), np.abs(values)) for part in term]
-        answers.append([(found * part.coefficient).sum(-1) for found, part in zip(sums, term, strict=True)])
-        certain.append(_certified(sizes, term, values, mixed))
+        answers.append([_of_probes(_weighed(p.integers, values) * p.coefficient, values).sum(-1) for p in term])
+        certain.append(_certified(term, values, mixed))
     single = all(part.bits == 24 for term in terms for part in term)  # to float32, as the answer is
-    alone = np.count_nonzero(x) == 1 and not mixed and single  # a single product rounds once, in every order
+    alone = (np.count_nonzero(values, (1, 2)) == 1) & (not mixed and single)  # one product rounds once, in every order
     return _rounded(answers), np.logical_and.reduce(certain) | alone
 
 
-def _active(x: Floats, size: int) -> tuple[Columns, Doubles]:
-    """Inputs and values [blocks, n] of a probe: of one block all of it, of several the one input of each."""
-    active = np.flatnonzero(x)
-    blocks = np.unique(active // size)
-    columns = active[:, None] if len(blocks) == len(active) else blocks[:, None] * size + np.arange(size)
-    return columns, x[columns].astype(np.float64)
+def _weighed(integers: Doubles, values: Doubles) -> Doubles:
+    """[out, probes * blocks]: the sums of integers [out, probes * blocks, n] times values [probes, blocks, n]."""
+    sums: Doubles = np.einsum("okn,kn->ok", integers, values.reshape(-1, values.shape[2]))
+    return sums
 
 
-def _certified(sizes: Sequence[Doubles], term: Term, values: Doubles, mixed: bool) -> NDArray[np.bool_]:
-    """Where one term [out] cannot round but at its end. sizes: sum of magnitudes [out, active] of each part."""
-    reach = [size * np.abs(part.coefficient) for size, part in zip(sizes, term, strict=True)]
-    last = [last_bit(part.coefficient).min(-1, initial=np.inf) for part in term]
+def _of_probes(found: Doubles, values: Doubles) -> Doubles:
+    """[out, probes * blocks] -> [out, probes, blocks]."""
+    return found.reshape(len(found), *values.shape[:2])
+
+
+def _certified(term: Term, values: Doubles, mixed: bool) -> NDArray[np.bool_]:
+    """Where one term [out, probes] cannot round but at its end."""
+    size = np.abs(values)
+    reach = [_of_probes(_weighed(np.abs(p.integers), size) * np.abs(p.coefficient), values).sum(-1) for p in term]
+    last = [_of_probes(last_bit(part.coefficient), values).min(-1) for part in term]
     room = 2.0 ** min(part.bits for part in term)
-    together: NDArray[np.bool_] = sum(r.sum(-1) for r in reach) <= room * np.minimum.reduce(last)
-    if (
-        not mixed and len(values) == 1 and np.abs(values.sum()) <= LARGEST_SUM
-    ):  # then the parts meet in one last addition
-        fits = [part.per_block | (r.sum(-1) <= room * bit) for r, bit, part in zip(reach, last, term, strict=True)]
-        together = together | np.logical_and.reduce(fits)
+    together: NDArray[np.bool_] = np.sum(reach, axis=0) <= room * np.minimum.reduce(last)
+    if not mixed and values.shape[1] == 1:  # then the parts meet in one last addition
+        fits = [part.per_block | (r <= room * bit) for r, bit, part in zip(reach, last, term, strict=True)]
+        together |= np.logical_and.reduce(fits) & (np.abs(values.sum((1, 2))) <= LARGEST_SUM)
     return together & all(part.summable for part in term)
 
 
-def _block_probes(q: QTensor, configuration: Configuration, rng: np.random.Generator) -> Floats:
+def _block_probes(q: QTensor, configuration: Configuration, rng: np.random.Generator) -> tuple[Columns, Doubles]:
     """One probe a block: a 127, and as many other integers as the budget of a full 11-bit scale allows."""
     inputs, block = q.shape[1], unit(q, configuration)
-    count = inputs // block
     largest = _largest(q, configuration)
     peak = min(max(int(BUDGET / largest - HEIGHT) // (block - 1), 0), HEIGHT) if largest else 0
-    x = np.zeros((max(count, FEWEST), inputs), np.float32)
-    for b in range(count):
-        values = rng.integers(-peak, peak + 1, block)
-        values[rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
-        x[b, b * block : (b + 1) * block] = values
-    return x
+    values = rng.integers(-peak, peak + 1, (inputs // block, block)).astype(np.float64)
+    values[np.arange(len(values)), rng.integers(block, size=len(values))] = HEIGHT * rng.choice((-1, 1), len(values))
+    return np.arange(inputs).reshape(-1, 1, block), values[:, None]
 
 
 def _largest(q: QTensor, configuration: Configuration) -> float:
@@ -220,11 +226,13 @@ def _largest(q: QTensor, configuration: Configuration) -> float:
     return max((float(np.abs(p.integers).max()) for term in terms for p in term if p.summable), default=0.0)
 
 
-def _spread_probes(inputs: int, block: int, rng: np.random.Generator) -> Floats:
-    """Probes over two or three blocks, a single 127 in each."""
+def _spread_probes(inputs: int, block: int, rng: np.random.Generator) -> tuple[Columns, Doubles]:
+    """Probes over two or three blocks, a single 127 in each; of two, the first stands for a third, fed nothing."""
     count = inputs // block
-    x = np.zeros((SPREAD, inputs), np.float32)
-    for row in x:
-        for b in rng.choice(count, min(count, int(rng.integers(2, 4))), replace=False):
-            row[b * block + rng.integers(block)] = HEIGHT * rng.choice((-1, 1))
-    return x
+    columns, values = np.zeros((SPREAD, 3, 1), np.int64), np.zeros((SPREAD, 3, 1))
+    for probe, fed in zip(columns, values, strict=True):
+        several = rng.choice(count, min(count, int(rng.integers(2, 4))), replace=False)
+        probe[:] = block * several[0]
+        probe[: len(several), 0] = block * several + rng.integers(block, size=len(several))
+        fed[: len(several), 0] = HEIGHT * rng.choice((-1, 1), len(several))
+    return columns, values

@@ -19,8 +19,9 @@ def check(job: Job, session: Session) -> Iterator[Check]:
     """One check, if there are prompts and the session can vary two settings or more; else nothing."""
     if not isinstance(session, Varies) or not job.tokens:
         return
+    prompts = [job.tokens[0], _long(job.tokens)]
     try:
-        made = tuple(session.vary([*job.tokens, _long(job.tokens)]))
+        made = tuple(session.vary(prompts))
     except EdgeqafError as error:  # it computes as it is set, and other settings are its own affair
         yield Check(SETTINGS, subject(job), Verdict.ABSENT, detail=str(error))
         return
@@ -30,8 +31,7 @@ def check(job: Job, session: Session) -> Iterator[Check]:
     differing = len(made) - most
     verdict = Verdict.BOUNDED if differing else Verdict.EXACT
     cause = " (sums are shared out in other ways)" if differing else ""
-    prompts = len(job.tokens) + 1
-    yield Check(SETTINGS, subject(job), verdict, prompts, len(made), differing, "settings", told(made) + cause)
+    yield Check(SETTINGS, subject(job), verdict, len(prompts), len(made), differing, "settings", told(made) + cause)
 
 
 def _long(prompts: Sequence[Sequence[int]]) -> list[int]:

@@ -14,6 +14,7 @@ from edgeqaf.dist import Dist
 from edgeqaf.errors import Refused, RuntimeAbsent, UsageError, VerificationFailed
 from edgeqaf.protocols import Artifact, RuntimeOptions, fitting
 from edgeqaf.report import GOLDEN, RUNGS, Check, Verdict, VerificationReport
+from edgeqaf.runs import threads as processors
 from runtime_tests import ladder
 from runtime_tests.expected import Quantized
 from runtime_tests.golden.watch import Watch
@@ -21,7 +22,7 @@ from runtime_tests.job import Job, Outcome
 
 WRONG = "the file or the runtime is not what the receipt says: export again, or see the table for which tensor"
 CHANGED = "if the change is meant, record it: edgeqaf verify DIST --record FILE --force"
-AT_ONCE = 2  # configurations that climb side by side, each in its own process
+AT_ONCE = 2  # configurations that climb side by side, each in its own process, where there are processors for it
 
 
 def verify(
@@ -53,7 +54,7 @@ class _Climbs:
 
     PyTorch goes first, as the others' logits are held against its own; it takes bare integers, so it
     runs once for all artifacts that R0 shows to hold the same. Of a program that has but one result PyTorch's
-    run comes second, and the others' bits are held against it. The rest run two at a time.
+    run comes second, and the others' bits are held against it. The rest run side by side.
     """
 
     def __init__(
@@ -102,13 +103,14 @@ class _Climbs:
 
 
 def _climbed(waiting: Sequence[Job], climb: Callable[[Job], Outcome]) -> Iterator[Outcome]:
-    """The job that decides on the bits of the others, if there is one; then the rest, two at a time."""
+    """The job that decides on the bits of the others, if there is one; then the rest, as many at a time as fit."""
     decider = next((job for job in waiting if job.runtime == ladder.PROGRAM), None)
     if decider is not None:
         decided = climb(decider)
         yield decided
         waiting = [replace(job, bits=decided.logits) for job in waiting if job is not decider]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    each = max((job.options.threads for job in waiting), default=1)
+    with ThreadPoolExecutor(max(1, min(AT_ONCE, processors() // each))) as pool:
         yield from pool.map(climb, waiting)
 
 

@@ -47,7 +47,7 @@ def linear(model: Any, codes: str, level: str | None = None, rounds: bool = Fals
 
 
 def decoding(model: Any, name: str, rows: slice = ALL) -> Any:
-    """A model without inputs whose output is one stored tensor, decoded by the runtime; quantized ones [in, out].
+    """A model without inputs whose output is one stored tensor, decoded by the runtime; quantized ones [out, in].
 
     rows: of a matrix, where not all are wanted. One that is looked up is looked up row by row, one of ONNX Runtime's
     own operator multiplied by ones.
@@ -62,21 +62,21 @@ def decoding(model: Any, name: str, rows: slice = ALL) -> Any:
         return cut(model, [helper.make_node("Identity", [name], ["y"])], [], shown, [known[name]])
     if looked:
         return _looked_up(model, known, base, looked, rows)
-    return sliced(_dequantized(model, known, base), rows)
+    return turned(_dequantized(model, known, base), rows)
 
 
-def sliced(model: Any, rows: slice) -> Any:
-    """A model whose one output is a matrix [in, out], cut down to some of the matrix's rows [out, in]."""
-    from onnx import helper, numpy_helper
+def turned(model: Any, rows: slice) -> Any:
+    """A model whose one output is a matrix as it is stored, [in, out], with some rows of [out, in] as its output."""
+    from onnx import TensorProto, helper, numpy_helper
 
-    if rows == ALL:
-        return model
-    (output,) = model.graph.output
-    whole = output.name
-    for key, value in (("rows.start", rows.start), ("rows.stop", rows.stop), ("rows.axis", 1)):
+    (stored,) = model.graph.output
+    columns, every = (dim.dim_value for dim in stored.type.tensor_type.shape.dim)
+    chosen = range(every)[rows]
+    for key, value in (("rows.start", chosen.start), ("rows.stop", chosen.stop), ("rows.axis", 1)):
         model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), key))
-    model.graph.node.append(helper.make_node("Slice", [whole, "rows.start", "rows.stop", "rows.axis"], ["rows"]))
-    output.name, output.type.tensor_type.shape.dim[1].dim_value = "rows", rows.stop - rows.start
+    model.graph.node.append(helper.make_node("Slice", [stored.name, "rows.start", "rows.stop", "rows.axis"], ["some"]))
+    model.graph.node.append(helper.make_node("Transpose", ["some"], ["rows"], perm=[1, 0]))
+    stored.CopyFrom(helper.make_tensor_value_info("rows", TensorProto.FLOAT, [len(chosen), columns]))
     return model
 
 
@@ -90,15 +90,11 @@ def _looked_up(model: Any, known: Mapping[str, Any], base: str, nodes: Sequence[
     ids = next(n.input[0] for n in nodes if n.name == f"{base}.lookup/tokens")
     made = {value for node in nodes for value in node.output}
     used = [known[v] for v in dict.fromkeys(v for n in nodes for v in n.input) if v not in made and v != ids]
-    used += [
-        numpy_helper.from_array(np.arange(rows)[wanted][None], ids), numpy_helper.from_array(np.array([0]), "first"),
-    ]  # fmt: skip
-    more = [
-        helper.make_node("Squeeze", [nodes[-1].output[0], "first"], ["rows"]),
-        helper.make_node("Transpose", ["rows"], ["y"], perm=[1, 0]),
-    ]
-    shown = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [columns, len(range(rows)[wanted])])]
-    return cut(model, [*nodes, *more], [], shown, used)
+    asked = {ids: np.arange(rows)[wanted][None], "first": np.array([0])}
+    used += [numpy_helper.from_array(value, key) for key, value in asked.items()]
+    first = helper.make_node("Squeeze", [nodes[-1].output[0], "first"], ["y"])
+    shown = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [len(range(rows)[wanted]), columns])]
+    return cut(model, [*nodes, first], [], shown, used)
 
 
 def _dequantized(model: Any, known: Mapping[str, Any], base: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgeqaf.errors import Refused, RuntimeAbsent
-from runtime_tests.onnx.cut import cut
+from edgeqaf.protocols import ALL
+from runtime_tests.onnx.cut import cut, turned
 
 HIGH, LOW, UNIT = ".high", ".low", ".unit"
 BASE = 128
@@ -41,7 +42,7 @@ def linear(model: Any, codes: str) -> Any:
     return cut(model, nodes, [x], [y], [known[value] for value in read if value in known])
 
 
-def decoding(model: Any, stored: str) -> Any:
+def decoding(model: Any, stored: str, rows: slice = ALL) -> Any:
     """As `runtime_tests.onnx.cut.decoding`."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -69,7 +70,7 @@ def decoding(model: Any, stored: str) -> Any:
     used.append(numpy_helper.from_array(np.array(widths, np.int64), "widths"))
     member = group.split("+").index(name)
     shown = [helper.make_tensor_value_info(parts[member], TensorProto.FLOAT, [columns, widths[member]])]
-    return cut(model, nodes, [], shown, [high, *low, unit, *used])
+    return turned(cut(model, nodes, [], shown, [high, *low, unit, *used]), rows)
 
 
 def _group(known: Mapping[str, Any], name: str) -> str:

@@ -21,7 +21,7 @@ from runtime_tests.onnx.worker import Setting
 
 MODEL = "model.onnx"
 LEVEL = "session.qdq_matmulnbits_accuracy_level"  # a session's entry for the accuracy level
-ROWS = 1024  # rows of one matmul call, to bound memory
+ROWS = 4096  # rows of one matmul call, to bound memory
 BATCH = 16  # prompts generated from at once
 FUSING = "QDQSelectorActionTransformer"  # ONNX Runtime's name for the step that makes MatMulNBits
 
@@ -59,12 +59,12 @@ class OnnxSession:
 
     def weights(self, stored: Stored, rows: slice = ALL) -> Floats:
         """The runtime's own DequantizeLinear of one tensor."""
-        if self._exact:
-            graph = cut.sliced(cut_exact.decoding(self._proto, stored.name), rows)
-        else:
-            graph = cut.decoding(self._proto, stored.name, rows)
-        (decoded,) = self._answer(self._loaded(graph, arena=False), {}).values()
-        return np.ascontiguousarray(decoded.T) if stored.name.endswith(".codes") else decoded
+        decoding = cut_exact.decoding if self._exact else cut.decoding
+        graph = decoding(self._proto, stored.name, rows)
+        # as written: what optimizes would have the CPU decode it while it loads, whoever is to run it
+        (decoded,) = self._answer(self._loaded(graph, level="off", arena=False), {}).values()
+        weights: Floats = decoded
+        return weights
 
     def linear(self, stored: Stored, x: Floats) -> Floats:
         """The runtime's own matmul: x [m, in] -> [m, out].
@@ -170,7 +170,7 @@ class OnnxSession:
 
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
-            loaded = self._loaded(graph, optimized)
+            loaded = self._loaded(graph, optimized=str(optimized))
             if loaded.rewritten_by is not None:  # it has no files to write to, and says what changed the graph
                 kernels, fused = loaded.rewritten_by, FUSING in loaded.rewritten_by
             else:
@@ -193,16 +193,9 @@ class OnnxSession:
             reason = str(error).strip().splitlines()[0]
             raise Refused(f"ONNX Runtime does not run {self._folder}: {reason}", "export the model again") from error
 
-    def _loaded(self, model: Any, optimized: Path | None = None, arena: bool = True) -> Loaded:
-        """Load a model file, or a graph cut from it whose weights stay in the folder's data file.
-
-        arena: false where nothing is to stay in memory (`Setting`).
-        """
-        setting: Setting = {**self._setting, "folder": str(self._folder), "data": self._data}
-        if not arena:
-            setting["arena"] = False
-        if optimized is not None:
-            setting["optimized"] = str(optimized)
+    def _loaded(self, model: Any, **more: Any) -> Loaded:
+        """Load a model file, or a graph cut from it whose weights stay in the folder's data file. more: `Setting`."""
+        setting: Setting = {**self._setting, "folder": str(self._folder), "data": self._data, **more}  # type: ignore[typeddict-item]
         source = str(model) if isinstance(model, Path) else model.SerializeToString()
         try:
             return self._load(source, setting)
