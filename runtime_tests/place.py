@@ -16,6 +16,9 @@ from typing import IO, Any
 
 from edgeqaf.errors import Refused, RuntimeAbsent
 
+# SVE registers of 128 bits, as phones and servers have them. With 512 bits and int8 matrix products, which no processor
+# that we know of has together, llama.cpp's products of Q4_K and Q6_K are wrong.
+OPTIONS = {"max": ",sve-default-vector-length=16"}
 ROOT = Path(__file__).resolve().parents[1]  # the folder that holds our packages
 PATIENCE = 10  # seconds for a worker that has closed its pipe to end
 REMEDY = "make places fetches it; name the folder with --places"
@@ -93,5 +96,5 @@ def emulator(program: str, folder: Path | None) -> str:
 def arm64_python(model: str, folder: Path | None) -> tuple[tuple[str, ...], str]:
     """An arm64 Python on an emulated processor, ``model`` as qemu calls it: its command, and where its packages are."""
     root, program = part(folder, "aarch64"), emulator("qemu-aarch64-static", folder)
-    python = str(next(root.glob("usr/bin/python3.*")))
-    return (program, "-L", str(root / "cpu" / model), "-cpu", model, python), str(root / "wheels")
+    python, options = str(next(root.glob("usr/bin/python3.*"))), OPTIONS.get(model, "")
+    return (program, "-L", str(root / "cpu" / model), "-cpu", f"{model}{options}", python), str(root / "wheels")

@@ -1,7 +1,7 @@
 """Every variant of llama.cpp's code for 64-bit ARM, on emulated processors.
 
 With the dot-product instructions, from a Cortex-A76 on, llama.cpp rearranges matrices while it loads them; a Cortex-A72
-(Raspberry Pi 4) lacks them. ``max`` is the largest processor that qemu has: int8 matrix products, SVE.
+(Raspberry Pi 4) lacks them. ``max`` is the largest processor that qemu has: int8 matrix products, SVE (of 128 bits).
 """
 
 from runtime_tests.ggml.elsewhere import Elsewhere, cpu_ways

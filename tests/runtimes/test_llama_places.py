@@ -39,8 +39,6 @@ QUICK = ("cortex-a76 armv8.2_2 repack", "sse42 plain", "haswell plain", "haswell
 ONE = {"llama_cpp_arm": QUICK[0], "llama_cpp_vulkan": "float32", "llama_cpp_x86": "haswell repack"}
 EXPORTER = plugins.find("exporters", "gguf")
 PROMPTS = ([5, 900, 77, 13, 2041, 300, 8, 8, 1], [4000, 1, 1700])
-UNKNOWN = ("max armv8.6_1 plain", "max armv8.6_2 plain", "max armv9.2_1 plain", "max armv9.2_2 plain",
-           "max armv8.2_3 plain", "cortex-a72 armv8.0_1 plain")  # fmt: skip
 
 
 def ways() -> list:
@@ -105,12 +103,9 @@ def test_every_rung(
     assert found.keys() == {"R1", "R2", "R4"} | ({"R3"} if name != "llama_cpp_vulkan" else set())
     assert [(found[r].verdict, found[r].first) for r in ("R1", "R2")] == [(Verdict.EXACT, None)] * 2
     assert (found["R4"].verdict, found["R4"].compared) == (Verdict.BOUNDED, sum(r.size for r in reference))
-    grid = next(iter(expected.values())).grid.name
     if "R3" in found:
-        known_path = configuration.name not in UNKNOWN and (name != "llama_cpp_arm" or grid != "q4_1")
-        third = (Verdict.EXACT, Verdict.BOUNDED)[not known_path]
         rows = sum(len(prompt) + layers.MORE for prompt in PROMPTS)
-        assert (found["R3"].verdict, found["R3"].first) == (third, None), found["R3"].detail
+        assert (found["R3"].verdict, found["R3"].first) == (Verdict.EXACT, None), found["R3"].detail
         assert found["R3"].compared == rows * sum(q.shape[0] for q in expected.values())
 
 

@@ -23,6 +23,7 @@ class Offsets(Enum):
 
     NONE = "the type has none"
     APART = "a sum of its own, added at the end"
+    ROUNDED = "the same, its products rounded before they are added"
     WITHIN = "added to the block's product, before that is added to the sum"
 
 
@@ -34,7 +35,8 @@ def kernel(lanes: int, fused: bool, offsets: Offsets = Offsets.NONE, left: bool 
     fused: one rounding for product and sum. left: ``(sum * dw) * dx``, as C reads, in place of ``sum * (dw * dx)``.
     """
     width = BLOCK // lanes
-    apart, within = offsets is Offsets.APART, offsets is Offsets.WITHIN
+    within, once = offsets is Offsets.WITHIN, fused and offsets is Offsets.APART
+    apart = offsets in (Offsets.APART, Offsets.ROUNDED)
 
     @compiled
     def run(x, dx, sx, w, dw, mw, y):
@@ -60,7 +62,7 @@ def kernel(lanes: int, fused: bool, offsets: Offsets = Offsets.NONE, left: bool 
                         add(held[lane], total, scale, fused)
                 if apart:
                     for r in range(TILE):
-                        offset[r] = fma(least[r], s, offset[r]) if fused else offset[r] + least[r] * s
+                        offset[r] = fma(least[r], s, offset[r]) if once else offset[r] + least[r] * s
             halve(held)
             for r in range(TILE):
                 y[i, r] = held[0, r] + offset[r] if apart else held[0, r]

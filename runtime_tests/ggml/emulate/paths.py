@@ -4,17 +4,19 @@ A path is a rule of rounding activations and an order of operations. Many kernel
 AVX2, AVX-512 and VNNI differ in nothing, and a dot product and llamafile's matrix product may add alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from edgeqaf.digest import Floats
 from edgeqaf.qtensor import QTensor
-from runtime_tests.ggml.emulate import lanes, pairs, super_blocks, super_lanes
+from runtime_tests.ggml.emulate import chunks, lanes, pairs, super_blocks, super_lanes
 from runtime_tests.ggml.emulate.activations import Rounded, Rule, rounded
 from runtime_tests.ggml.emulate.lanes import Offsets
 from runtime_tests.ggml.emulate.operands import Operand, operand
+from runtime_tests.ggml.emulate.pairs import Tree
 from runtime_tests.ggml.emulate.super_blocks import Minima
 from runtime_tests.loops import TILE
 
@@ -30,12 +32,14 @@ class Path:
     rule: of rounding activations.
     loop: of all rows, or of whole groups of four.
     rest: of the rows left over, if they have a loop of their own.
+    twos: of what is taken in twos (`chunks`), if that has a loop of its own.
     """
 
     name: str
     rule: Rule
     loop: Loop
     rest: Loop | None = None
+    twos: Loop | None = None
 
     def product(self, q: QTensor, x: Floats) -> Floats:
         """x float32 [m, in] by ``q`` [out, in], to the bits of this kernel: float32 [m, out]."""
@@ -43,9 +47,17 @@ class Path:
 
     def apply(self, matrix: Operand, out: int, x: Floats) -> Floats:
         """`product` by a matrix with ``out`` outputs that is laid out already."""
+        if self.twos is not None:
+            return self._in_twos(self.twos, matrix, out, x)
         cut = len(x) if self.rest is None else len(x) // GROUP * GROUP
         parts = [(loop, rows) for loop, rows in ((self.loop, x[:cut]), (self.rest, x[cut:])) if loop and len(rows)]
         return np.concatenate([_product(loop, matrix, rounded(rows, self.rule), out) for loop, rows in parts])
+
+    def _in_twos(self, twos: Loop, matrix: Operand, out: int, x: Floats) -> Floats:
+        where = chunks.in_twos(len(x), out)
+        both = (twos, True), (self.loop, False)
+        made = {which: _product(loop, matrix, rounded(x, self.rule), out) for loop, which in both if which in where}
+        return made[True] if where.all() else np.where(where, made.get(True, made[False]), made[False])
 
 
 def _product(loop: Loop, w: Operand, x: Rounded, out: int) -> Floats:
@@ -63,28 +75,45 @@ def _one_level(left: bool) -> tuple[Path, ...]:
     return (
         Path("eight lanes with FMA (AVX2 and later)", even, lanes.kernel(8, fused=True)),
         Path("a block at a time with FMA (repacked)", even, lanes.kernel(1, fused=True)),
-        Path(
-            "pairs of blocks in eight lanes with FMA (AVX with FMA)",
-            even,
-            pairs.kernel(8, True, left),
-        ),
+        Path("pairs of blocks in eight lanes with FMA (AVX with FMA)", even, pairs.kernel(8, True, left)),
         Path("pairs of blocks in eight lanes (AVX)", even, pairs.kernel(8, False, left)),
         Path("eight lanes (AVX)", even, lanes.kernel(8, fused=False)),
-        Path("pairs of blocks in sixteen lanes (SSE)", away, pairs.kernel(16, False, left, neighbours=True)),
+        Path("pairs of blocks in sixteen lanes (SSE)", away, pairs.kernel(16, False, left, Tree.NEIGHBOURS)),
         Path("a block at a time (plain C)", away, lanes.kernel(1, fused=False, left=left)),
         Path("a block at a time with FMA (ARM, repacked)", neon, lanes.kernel(1, fused=True)),
-        Path("four lanes with FMA (NEON)", neon, pairs.kernel(4, True, left, neighbours=True, alternate=False)),
-        Path("pairs of blocks in eight lanes with FMA (NEON)", neon, pairs.kernel(8, True, left, neighbours=True)),
+        Path("four lanes with FMA (NEON)", neon, pairs.kernel(4, True, left, Tree.NEIGHBOURS, alternate=False)),
+        *_arm(left),
     )
+
+
+def _arm(left: bool) -> Iterator[Path]:
+    """Vector kernels of ARM, each by itself and beside the one for twos."""
+    pair, blocks, neighbours = partial(pairs.kernel, fused=True, left=left), Tree.BLOCKS, Tree.NEIGHBOURS
+    kernels = {
+        "pairs of blocks in eight lanes with FMA (NEON": pair(8, tree=neighbours),
+        "pairs of blocks in eight lanes with FMA, added first (SVE of 128 bits": pair(8, tree=blocks),
+        "pairs of blocks in sixteen lanes with FMA, added first (SVE": pair(16, tree=blocks),
+        "pairs of blocks in sixteen lanes with FMA (SVE of 512 bits": pair(16, tree=neighbours),
+    }
+    for name, loop in kernels.items():
+        yield Path(f"{name})", Rule.NEON, loop)
+        twos = name.replace(" (", ", twos a block at a time (")
+        yield Path(f"{twos} with i8mm)", Rule.NEON, loop, twos=lanes.kernel(1, fused=True))
+    last = pair(8, tree=neighbours, group=2)
+    yield Path("pairs of blocks in eight lanes with FMA, two inputs together (NEON without dotprod)", Rule.NEON, last)
 
 
 def _with_offsets() -> tuple[Path, ...]:
     """Q4_1."""
-    apart, within = Offsets.APART, Offsets.WITHIN
+    apart, within, neon = Offsets.APART, Offsets.WITHIN, "pairs of blocks in eight lanes with FMA"
+    twos, eight = lanes.kernel(1, True, Offsets.ROUNDED), partial(pairs.kernel, 8, True, False, Tree.NEIGHBOURS)
     return (
         Path("eight lanes with FMA (AVX2 and later)", Rule.HALF_EVEN, lanes.kernel(8, True, apart)),
         Path("eight lanes (AVX)", Rule.HALF_EVEN, lanes.kernel(8, False, apart)),
         Path("a block at a time (plain C)", Rule.HALF_AWAY, lanes.kernel(1, False, within)),
+        Path(f"{neon} (NEON)", Rule.NEON, eight(offsets=True)),
+        Path(f"{neon}, twos a block at a time (NEON with i8mm)", Rule.NEON, eight(offsets=True), twos=twos),
+        Path(f"{neon}, two inputs together (NEON without dotprod)", Rule.NEON, eight(group=2, offsets=True)),
     )
 
 
@@ -101,6 +130,7 @@ def _two_levels(block: int, added: int) -> dict[str, tuple[Loop, ...]]:
 def _q4_k() -> tuple[Path, ...]:
     whole, quarter = super_blocks.kernel(32, 256), super_blocks.kernel(32, 64)
     first, eighth = super_blocks.kernel(32, 256, Minima.BEFORE), super_blocks.kernel(32, 32, Minima.AFTER)
+    after = super_blocks.kernel(32, 256, Minima.AFTER)
     own = {
         "a quarter of a super-block at a time, left-over rows by whole ones (repacked)": (quarter, whole),
         "a super-block at a time, minima first (NEON)": (first,),
@@ -111,7 +141,10 @@ def _q4_k() -> tuple[Path, ...]:
             first, eighth,
         ),
     }  # fmt: skip
-    return tuple(Path(name, Rule.SUPER, *loops) for name, loops in (_two_levels(32, 0) | own).items())
+    return (
+        *(Path(name, Rule.SUPER, *loops) for name, loops in (_two_levels(32, 0) | own).items()),
+        Path("a super-block at a time, minima first, of twos last (NEON with i8mm)", Rule.SUPER, first, twos=after),
+    )
 
 
 def _q6_k() -> tuple[Path, ...]:

@@ -47,6 +47,7 @@ class Path:
     strips:  which loops.
     int8:    whether activations are rounded to 8 bits per block.
     centred: whether integers are codes less zero points.
+    inverse: of rounding activations (`rounded.rounded`).
     second:  the loops of the second term of a grid with a float zero; None for other grids.
     """
 
@@ -54,6 +55,7 @@ class Path:
     strips: Strips
     int8: bool = False
     centred: bool = False
+    inverse: bool = False
     second: Strips | None = None
 
     def product(self, matrix: Matrix, x: Floats, case: Case) -> Floats:
@@ -69,7 +71,7 @@ class Path:
     def _strip(self, matrix: Matrix, x: Floats, loop: Loop) -> Floats:
         if not self.int8:
             return _run(loop, len(x), matrix, (x,), (matrix.weights,))
-        seen = rounded.rounded(x)
+        seen = rounded.rounded(x, self.inverse)
         codes, points = (matrix.centred, matrix.zeros) if self.centred else (matrix.codes, matrix.points)
         return _run(loop, len(x), matrix, (seen.codes, seen.scale, seen.sums), (codes, matrix.scale, points))
 
@@ -163,6 +165,7 @@ def _integers() -> Iterator[Path]:
         loops = ((size, blocks(lanes, tree)) for size, tree in ((4, Fold.QUADS), (1, Fold.HALVES)))
         yield Path(f"8-bit activations, {name}", _groups(*loops), True, centred)
     yield Path("8-bit activations, four blocks of 2 bits", _all(rounded.quartets()), True)
+    yield Path("8-bit activations, a block at a time (ARM)", _all(rounded.one_lane()), True, True, inverse=True)
 
 
 def _seconds() -> Iterator[tuple[str, Strips]]:

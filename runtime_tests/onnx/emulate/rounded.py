@@ -2,7 +2,8 @@
 
 A block's integer products are added up in lanes, exactly, and each lane is a chain of floats over blocks. Where codes
 are unsigned the zero points' share is a chain of its own: the block's sum of activations times
-``-(scale * zero point)``, added at the end; where they are centred there is none.
+``-(scale * zero point)``, added at the end; where they are centred there is none. ARM has one lane, and scales of its
+own.
 """
 
 # mypy: disallow-untyped-defs=False, allow-untyped-calls
@@ -37,12 +38,16 @@ class Rounded:
     sums: Floats
 
 
-def rounded(x: Floats) -> Rounded:
-    """float32 [m, in] -> its 8-bit form: ``x * (127 / largest)``, halves to even."""
+def rounded(x: Floats, inverse: bool = False) -> Rounded:
+    """float32 [m, in] -> its 8-bit form: ``x * (127 / largest)``, halves to even.
+
+    The scale is ``largest / 127``; inverse: what the integers were made with, inverted (ARM).
+    """
     blocks = x.reshape(len(x), -1, BLOCK)
     largest = np.abs(blocks).max(-1)
-    scale = largest / MOST
     factor = np.divide(MOST, largest, out=np.zeros_like(largest), where=largest != 0)
+    scale = np.divide(np.float32(1), factor, out=np.zeros_like(factor), where=factor != 0)
+    scale = scale if inverse else largest / MOST
     codes = np.rint(blocks * factor[..., None])
     return Rounded(codes.astype(np.int8).reshape(x.shape), scale, scale * codes.sum(-1, dtype=np.float32))
 
@@ -97,6 +102,26 @@ def blocks(several: Lanes, tree: Fold) -> Loop:
             fold(held[:8], tree)
             for r in range(TILE):
                 y[i, r] = held[0, r] + point[r]
+
+    return run
+
+
+@cache
+def one_lane() -> Loop:
+    """A block at a time. Arguments as in `blocks`, codes centred."""
+
+    @compiled
+    def run(x, dx, sx, w, dw, zw, y):
+        total, scale, held = np.empty(TILE, np.int32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+        for i in range(len(x)):
+            held[:] = 0
+            for b in range(dx.shape[1]):
+                total[:] = 0
+                dot(total, x[i], w, b * BLOCK, (b + 1) * BLOCK, 1)
+                for r in range(TILE):
+                    scale[r] = dx[i, b] * dw[b, r]
+                add(held, total, scale, True)
+            y[i] = held
 
     return run
 
