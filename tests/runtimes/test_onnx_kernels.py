@@ -66,7 +66,13 @@ def test_every_kernel_is_known_and_exact(way: str, grid: str, shape: tuple[int, 
     [
         *(("avx2", grid, set()) for grid in ("q4_0", "q4_1", "q8_0", "uint4", "q2_0")),
         *((place, grid, set()) for place in ("avx", "sse", "web") for grid in ("q4_0", "q8_0")),
-        *((place, "q4_0", set()) for place in ("cortex-a72", "cortex-a76", "armv9")),
+        *(
+            (place, grid, set())
+            for place in ("cortex-a76", "armv9")
+            for grid in ("q4_0", "q4_1", "q8_0", "uint4", "q3_0")
+        ),
+        *((place, "q2_0", {"fused level 4"}) for place in ("cortex-a76", "armv9")),
+        ("cortex-a72", "q4_0", set()),
     ],
 )
 def test_kernels_elsewhere(place: str, grid: str, unknown: set[str], places: Path, tmp_path: Path):

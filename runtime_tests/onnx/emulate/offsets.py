@@ -25,11 +25,28 @@ def terms(q: QTensor) -> Floats:
 
 def sums(x: Floats, block: int) -> Floats:
     """float32 [m, in] -> [m, in / block]: every eighth input in a lane, the lanes added by halves."""
-    held = x.reshape(len(x), -1, block // LANES, LANES)
-    lanes = held[:, :, 0]
+    lanes = _lanes(x, block, LANES)
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    found: Floats = lanes[..., 0]
+    return found
+
+
+def sums_arm(x: Floats, block: int) -> Floats:
+    """Every eighth input in a lane, too, of two registers; these are added, then their neighbours."""
+    lanes = _lanes(x, block, LANES)
+    lanes = lanes[..., : LANES // 2] + lanes[..., LANES // 2 :]
+    while lanes.shape[-1] > 1:
+        lanes = lanes[..., 0::2] + lanes[..., 1::2]
+    found: Floats = lanes[..., 0]
+    return found
+
+
+def _lanes(x: Floats, block: int, count: int) -> Floats:
+    """float32 [m, in / block, count]: the sums of inputs so many apart."""
+    held = x.reshape(len(x), -1, block // count, count)
+    lanes: Floats = held[:, :, 0]
     for i in range(1, held.shape[2]):
         lanes = lanes + held[:, :, i]
-    four = lanes[..., :4] + lanes[..., 4:]
-    two = four[..., :2] + four[..., 2:]
-    found: Floats = two[..., 0] + two[..., 1]
-    return found
+    return lanes

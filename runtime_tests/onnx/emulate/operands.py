@@ -70,9 +70,23 @@ class Matrix:
         return _tiles(blocks.reshape(self.q.shape).astype(np.int16))
 
     @cached_property
+    def halved(self) -> Any:
+        """Codes less the middle of their range, 8 of four bits: int16 [tiles, in, TILE]."""
+        return self.codes - np.int16(self._half)
+
+    @cached_property
+    def halved_points(self) -> Any:
+        """`points` of these."""
+        return _tiles(-(self.q.scale * (self._point - np.float32(min(self.q.grid.lo, 0) + self._half))))
+
+    @cached_property
     def zeros(self) -> Any:
         """In place of `points` where codes are centred."""
         return np.zeros_like(self.scale)
+
+    @property
+    def _half(self) -> int:
+        return 1 << max(self.q.grid.bits, 4) - 1
 
     @property
     def _point(self) -> Floats:

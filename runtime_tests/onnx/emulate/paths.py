@@ -47,8 +47,9 @@ class Path:
     strips:  which loops.
     int8:    whether activations are rounded to 8 bits per block.
     centred: whether integers are codes less zero points.
-    inverse: of rounding activations (`rounded.rounded`).
+    inverse: whether activations are rounded as on ARM (`rounded.rounded`), where integers are codes less 8.
     second:  the loops of the second term of a grid with a float zero; None for other grids.
+    sums:    of activations, which that term multiplies.
     """
 
     name: str
@@ -57,13 +58,14 @@ class Path:
     centred: bool = False
     inverse: bool = False
     second: Strips | None = None
+    sums: Callable[[Floats, int], Floats] = offsets.sums
 
     def product(self, matrix: Matrix, x: Floats, case: Case) -> Floats:
         """x float32 [m, in] by ``matrix``, to the bits of this kernel: float32 [m, its outputs]."""
         y = np.concatenate([self._strip(part, x, loop) for part, loop in _cut(matrix, self.strips, case)], 1)
         if self.second is None:
             return y
-        sums = offsets.sums(x, matrix.q.grid.block)
+        sums = self.sums(x, matrix.q.grid.block)
         cut = _cut(matrix, self.second, replace(case, inputs=sums.shape[1]))
         found: Floats = y + np.concatenate([_run(loop, len(x), part, (sums,), (part.terms,)) for part, loop in cut], 1)
         return found
@@ -73,6 +75,8 @@ class Path:
             return _run(loop, len(x), matrix, (x,), (matrix.weights,))
         seen = rounded.rounded(x, self.inverse)
         codes, points = (matrix.centred, matrix.zeros) if self.centred else (matrix.codes, matrix.points)
+        if self.inverse:
+            codes, points = matrix.halved, matrix.halved_points
         return _run(loop, len(x), matrix, (seen.codes, seen.scale, seen.sums), (codes, matrix.scale, points))
 
 
@@ -165,7 +169,10 @@ def _integers() -> Iterator[Path]:
         loops = ((size, blocks(lanes, tree)) for size, tree in ((4, Fold.QUADS), (1, Fold.HALVES)))
         yield Path(f"8-bit activations, {name}", _groups(*loops), True, centred)
     yield Path("8-bit activations, four blocks of 2 bits", _all(rounded.quartets()), True)
-    yield Path("8-bit activations, a block at a time (ARM)", _all(rounded.one_lane()), True, True, inverse=True)
+    for words, unsigned in (("ARM with int8 matrix products", False), ("ARM", True)):
+        name = f"8-bit activations, a block at a time, the rest apart ({words}, codes of 8 bits)"
+        yield Path(name, _groups(*((size, rounded.apart(unsigned, lanes)) for size, lanes in ((4, 1), (1, 4)))), True)
+    yield Path("8-bit activations, a block at a time (ARM)", _all(rounded.one_lane()), True, inverse=True)
 
 
 def _seconds() -> Iterator[tuple[str, Strips]]:
@@ -180,7 +187,8 @@ def _seconds() -> Iterator[tuple[str, Strips]]:
 
 PRODUCTS = (*_floats(), *_integers())
 WITH_OFFSETS = tuple(
-    replace(path, name=f"{path.name}; offsets: {name}", second=second)
+    replace(path, name=f"{path.name}; offsets{where}: {name}", second=second, sums=sums)
+    for where, sums in (("", offsets.sums), (" (ARM)", offsets.sums_arm))
     for path in PRODUCTS
     for name, second in _seconds()
 )

@@ -108,7 +108,10 @@ def blocks(several: Lanes, tree: Fold) -> Loop:
 
 @cache
 def one_lane() -> Loop:
-    """A block at a time. Arguments as in `blocks`, codes centred."""
+    """A block at a time, in the one float of an output: its share of the zero points, then its products (ARM).
+
+    Arguments as in `blocks`; codes and zero points less 8.
+    """
 
     @compiled
     def run(x, dx, sx, w, dw, zw, y):
@@ -118,10 +121,46 @@ def one_lane() -> Loop:
             for b in range(dx.shape[1]):
                 total[:] = 0
                 dot(total, x[i], w, b * BLOCK, (b + 1) * BLOCK, 1)
-                for r in range(TILE):
-                    scale[r] = dx[i, b] * dw[b, r]
+                _scales(dx[i, b], sx[i, b], dw[b], zw[b], scale, held)
                 add(held, total, scale, True)
             y[i] = held
+
+    return run
+
+
+@cache
+def apart(unsigned: bool, lanes: int) -> Loop:
+    """Codes of 8 bits on ARM: products, zero points' share and what ``unsigned`` adds, each a float of its own.
+
+    unsigned: activations plus 128, which processors without int8 matrix products multiply; the weights' share of these
+    128 is taken off at the end. Large terms come and go, so the sum is further off. lanes: of products, four inputs to
+    a lane in turn; neighbours are added in the end. Arguments as in `blocks`.
+    """
+    added = 128 if unsigned else 0
+
+    @compiled
+    def run(x, dx, sx, w, dw, zw, y):
+        total, sums = np.empty((lanes, TILE), np.int32), np.empty(TILE, np.int32)
+        held, point, left = np.empty((lanes, TILE), np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+        for i in range(len(x)):
+            held[:], point[:], left[:] = 0, 0, 0
+            for b in range(dx.shape[1]):
+                total[:], sums[:] = 0, 0
+                d, count = dx[i, b], np.int32(added * BLOCK)
+                for k in range(b * BLOCK, (b + 1) * BLOCK):
+                    count += np.int32(x[i, k])
+                    for r in range(TILE):
+                        total[k // 4 % lanes, r] += (np.int32(x[i, k]) + added) * np.int32(w[k, r])
+                        sums[r] += np.int32(w[k, r])
+                s = d * np.float32(count)
+                for r in range(TILE):
+                    for lane in range(lanes):
+                        held[lane, r] = fma(np.float32(total[lane, r]), d * dw[b, r], held[lane, r])
+                    point[r] = fma(s, zw[b, r], point[r])
+                    left[r] = fma(d, np.float32(-added) * (np.float32(sums[r] - 128 * BLOCK) * dw[b, r]), left[r])
+            fold(held, Fold.PAIRS)
+            for r in range(TILE):
+                y[i, r] = held[0, r] + point[r] + left[r]
 
     return run
 
