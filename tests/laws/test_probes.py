@@ -88,3 +88,19 @@ def test_a_probe_at_a_time_or_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "TILE", 64)
     cut = np.concatenate([batch.expected for batch in batches(q, KERNELS["8 bits"])])
     assert (whole == cut).all()
+
+
+@pytest.mark.parametrize(("grid", "kernel"), CASES, ids="-".join)
+def test_certain_answers_are_the_exact_ones(grid: str, kernel: str) -> None:
+    """Of probes of one block and of two or three: where nothing can round, float64 has the answer."""
+    several = GRIDS[grid].zero is Zero.OFFSET or GRIDS[grid].unit > GRIDS[grid].block or kernel == "split"  # terms
+    q = random_tensor(GRIDS[grid], out=5, blocks=6 if GRIDS[grid].unit < 256 else 3)
+    for batch in batches(q, KERNELS[kernel]):
+        if batch.inputs is not None:
+            continue
+        fed = np.count_nonzero(batch.x, 1)
+        assert set(fed[fed > 0]) <= ({2, 3} if batch.kind == "spread" else set(range(1, 257)))
+        assert (np.abs(batch.x).max(1)[fed > 0] == HEIGHT).all()
+        exact = (batch.x.astype(np.float64) @ decode(q).astype(np.float64).T).astype(np.float32)
+        assert several or (batch.expected == exact)[batch.certified].all()
+        assert not batch.expected[fed == 0].any()

@@ -18,7 +18,7 @@ from edgeqaf.errors import GridError, Refused
 from edgeqaf.imported import import_base
 from edgeqaf.parts import join, split
 from edgeqaf.qtensor import QTensor
-from edgeqaf.runs import ahead, cuts, digests, rows_in, rows_of, threads, whole
+from edgeqaf.runs import ahead, beside, cuts, digests, rows_in, rows_of, threads, whole
 from edgeqaf.tensorfile import TensorFile
 from edgeqaf.weightsfile import stored_bytes
 from exporters.gguf import exporter
@@ -197,3 +197,32 @@ def test_a_tensor_off_its_grid_is_not_split_into_parts(part, change):
     rows_of({"w": q}, "w")
     with pytest.raises(GridError, match=r"w(\.scale)?(:|\[0, 0\] =) "):
         rows_of({"w": q.replace(**{part: change(getattr(q, part))})}, "w")
+
+
+@given(st.lists(st.integers(), max_size=20), st.integers(1, 4))
+def test_items_made_beside_come_in_order_and_none_too_early(items, most):
+    """No more are made than have been taken, but for ``most``; another thread makes them."""
+    made, taken, threads_seen = [], [], set()
+
+    def make():
+        for item in items:
+            threads_seen.add(threading.get_ident())
+            made.append(item)
+            yield item
+
+    for item in beside(make(), most):
+        assert len(made) <= len(taken) + 1 + most
+        taken.append(item)
+    assert taken == made == items
+    assert threading.get_ident() not in threads_seen
+
+
+def test_what_making_raises_is_raised_where_it_is_taken():
+    def make():
+        yield 1
+        raise Refused("no more")
+
+    found = beside(make())
+    assert next(found) == 1
+    with pytest.raises(Refused, match="no more"):
+        next(found)

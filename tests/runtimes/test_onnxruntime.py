@@ -24,6 +24,8 @@ from edgeqaf.errors import RuntimeAbsent
 from edgeqaf.protocols import Artifact, Configuration
 from edgeqaf.qtensor import decode
 from edgeqaf.report import compare_bits
+from runtime_tests.onnx import worker
+from runtime_tests.onnx.ways import all_ways
 
 available = RUNTIME.availability(OPTIONS)
 pytestmark = pytest.mark.skipif(available.version is None, reason=available.reason)
@@ -52,6 +54,21 @@ def test_every_weight_is_decoded_and_multiplied_exactly(tiny: Artifact, configur
         for _, stored, q in tiny.quantized():
             assert compare_bits(decode(q), session.weights(stored)).sum() == 0
             assert_every_weight_comes_out(session, stored, configuration.int8_activations)
+
+
+def test_a_tensor_is_decoded_as_the_graph_is_written(tiny: Artifact, configuration: Configuration):
+    """Optimized, it would be decoded while it is loaded, on the CPU, whoever is to run it."""
+    settings = []
+
+    def load(model: str | bytes, setting: worker.Setting) -> worker.Loaded:
+        settings.append(setting)
+        return worker.load(model, setting)
+
+    (way,) = (way for way in all_ways() if way.configuration == configuration)
+    session = way.session(tiny, load, threads=1)
+    for _, stored, q in tiny.quantized():
+        assert session.weights(stored, slice(3, 5)).shape == (2, q.shape[1])
+    assert {setting["level"] for setting in settings} == {"off"}
 
 
 @pytest.mark.parametrize("grid", GRIDS)
