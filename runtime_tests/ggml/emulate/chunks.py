@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeqaf.runs import cuts
+
 CHUNK = 16  # rows or outputs, at most
 FEWEST = 4  # chunks for one thread; where there would be fewer, it takes all at once
 
@@ -20,13 +22,12 @@ def in_twos(rows: int, outputs: int) -> NDArray[np.bool_]:
     if rows % 2 or outputs % 2:
         return found
     whole = -(-rows // CHUNK) * -(-outputs // CHUNK) < FEWEST
-    for first, last in _cuts(rows, rows if whole else CHUNK):
-        for start, stop in _cuts(outputs, outputs if whole else CHUNK):
+    for first, last in _shares(rows, rows if whole else CHUNK):
+        for start, stop in _shares(outputs, outputs if whole else CHUNK):
             found[first:last, start:stop] = (last - first) % 2 == 0 and (stop - start) % 2 == 0
     return found
 
 
-def _cuts(count: int, most: int) -> Iterator[tuple[int, int]]:
+def _shares(count: int, most: int) -> Iterator[tuple[int, int]]:
     """As many runs as there are of ``most``, of equal length but for the last."""
-    each = -(-count // -(-count // most))
-    return ((start, min(start + each, count)) for start in range(0, count, each))
+    return cuts((count,), most=-(-count // -(-count // most)))
