@@ -150,7 +150,8 @@ PITFALLS = (
     ),
     Pitfall(
         "openvino-rounds",
-        "unless DYNAMIC_QUANTIZATION_GROUP_SIZE is 0, OpenVINO rounds activations to 8 bits: errors of 7e-3",
+        "where the processor has VNNI, OpenVINO rounds activations to 8 bits: errors of 7e-3. Not with "
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE 0",
         "no thread known; seen here",
         ("1.24.1", "1.24.1"),
         lambda case: (
