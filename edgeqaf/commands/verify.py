@@ -65,6 +65,7 @@ def command(
     from edgeqaf.jsonfile import write_json
     from edgeqaf.protocols import RuntimeOptions
     from edgeqaf.staging import staged
+    from runtime_tests import required
     from runtime_tests import verify as verification
     from runtime_tests.golden.watch import Record
     from runtime_tests.matrix import run
@@ -96,7 +97,7 @@ def command(
         write_json(part, result)
     if json:
         emit(result)
-    verification.require(report, listed(require))
+    required.require(report, listed(require))
     say(f"{target}: {len(report.checks) - len(report.absent)} checks passed, {len(report.absent)} absent")
     if isinstance(watch, Record):
         say(f"{record}: {watch.write()} goldens recorded; next: edgeqaf verify {opened.folder} --check {record}")

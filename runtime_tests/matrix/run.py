@@ -15,6 +15,7 @@ from runtime_tests.matrix import render
 from runtime_tests.matrix.cells import Matrix
 from runtime_tests.matrix.climb import Climber, climb, missing
 from runtime_tests.matrix.store import Store
+from runtime_tests.required import require
 
 CLIMBS = ".climbs"  # instead of the page's suffix: the folder beside it in which climbs are kept
 
@@ -23,7 +24,7 @@ def run(
     folders: Sequence[Path], runtime: str | None, options: RuntimeOptions, output: Path | None, required: Sequence[str],
     *, force: bool, json: bool,
 ) -> None:  # fmt: skip
-    """Raises as `runtime_tests.verify.require` does, after the page is written."""
+    """Raises as `runtime_tests.required.require` does, after the page is written."""
     names = verify.parse_runtimes(runtime, elsewhere=True)
     output = output or Path("matrix.html")
     _claim(output)
@@ -61,6 +62,6 @@ def _require(matrix: Matrix, reports: Sequence[VerificationReport], required: Se
     """Exit 4 for any failure, named with its folder; then what is demanded of each folder."""
     findings = matrix.findings
     checks = [replace(f.check, subject=f"{f.folder}: {f.check.subject}") for f in findings]
-    verify.require(VerificationReport(tuple(checks)), ())
+    require(VerificationReport(tuple(checks)), ())
     for report in reports:
-        verify.require(report, required)
+        require(report, required)
