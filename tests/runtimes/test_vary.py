@@ -10,13 +10,16 @@ from test_llama_cpp import LIB, OPTIONS, available
 from edgeqaf import checkpoint, plugins, vary, witness
 from edgeqaf.errors import RuntimeAbsent
 from edgeqaf.protocols import Artifact, Configuration, RuntimeOptions
-from edgeqaf.report import compare_bits
+from edgeqaf.report import Verdict, compare_bits
 from edgeqaf.vary import ROWS, THREADS, Varied, Varies, told
+from runtime_tests import settings
 from runtime_tests.ggml import places as known
 from runtime_tests.ggml.engine import Setting
 from runtime_tests.ggml.library import load
 from runtime_tests.ggml.model import Model
 from runtime_tests.ggml.tap import Seen, Tap
+from runtime_tests.golden.isa import machine
+from runtime_tests.job import Job
 
 LLAMA = plugins.find("runtimes", "llama_cpp")
 PROMPT = np.random.default_rng(0).integers(1, 4000, max(ROWS[1:]) + 7).tolist()
@@ -53,6 +56,19 @@ def test_a_worker_varies_too(artifacts: dict[str, Artifact], places: Path):
     with place.open(artifacts["gguf"], Setting()) as engine:
         made = [engine.logits_with([PROMPT], 2, 16)[0], engine.logits(PROMPT)]
     assert not compare_bits(*made).any()
+
+
+@pytest.mark.skipif(available.version is None, reason=available.reason)
+@pytest.mark.skipif("avx2" not in machine(), reason="that one row has a kernel of its own is known of AVX2 and later")
+@pytest.mark.parametrize("configuration", LLAMA.configurations, ids=lambda c: c.name)
+def test_a_token_left_by_itself_is_told(configuration: Configuration, artifacts: dict[str, Artifact]):
+    """The float head adds in another order for one row than for more; every share of 64 or 16 leaves one."""
+    job = Job("llama_cpp", configuration, artifacts["gguf"], {}, OPTIONS, tokens=[PROMPT[:3], PROMPT[3:9]])
+    with LLAMA.open(artifacts["gguf"], configuration, OPTIONS) as session:
+        (found,) = settings.check(job, session)
+    assert (found.verdict, found.compared, found.differing) == (Verdict.BOUNDED, len(THREADS) * len(ROWS), len(THREADS))
+    different = (f"{threads} ubatch {rows}" for threads in ("1 thread", "2 threads") for rows in ROWS[1:])
+    assert found.detail.startswith(f"{'; '.join(different)} differ from 1 thread ubatch {ROWS[0]}")
 
 
 @pytest.mark.skipif(available.version is None, reason=available.reason)
