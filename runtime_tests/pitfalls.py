@@ -150,8 +150,7 @@ PITFALLS = (
     ),
     Pitfall(
         "openvino-rounds",
-        "where the processor has VNNI, OpenVINO rounds activations to 8 bits: errors of 7e-3. Not with "
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE 0",
+        "with VNNI, OpenVINO rounds activations to 8 bits unless DYNAMIC_QUANTIZATION_GROUP_SIZE is 0: errors of 7e-3",
         "no thread known; seen here",
         ("1.24.1", "1.24.1"),
         lambda case: (
