@@ -71,33 +71,34 @@ def test_the_file_is_the_same_whenever_and_wherever_it_is_recorded(shell: Any, d
 
 
 def test_other_circumstances_have_no_golden(shell: Any, dist: Path, golden: Path) -> None:
-    line = ("verify", dist, "--check", golden, "--threads", 2, "--runtime", "onnxruntime")
-    said = shell.json(*line)
+    line = ("verify", dist, "--check", golden, "--threads", 2, "--runtime", "onnxruntime", "--require", "golden")
+    result = shell.run(*line, "--junit", "junit.xml", "--json")
+    assert result.code == 6
+    said = result.json()
     found = goldens(said)
     assert verdicts(said) == {"weights": "exact"} | dict.fromkeys((s for s in ALL if "onnxruntime" in s), "absent")
     said_of_one = found["onnxruntime off on onnx"]["detail"]
     assert said_of_one.startswith("no golden for threads '2' (the nearest has '1'); held against it: ")
-    result = shell.run(*line, "--require", "golden", "--junit", "junit.xml")
-    assert result.code == 6
     assert "golden is required; onnxruntime off on onnx: no golden for threads '2'" in result.err
     assert [suite.get("skipped") for suite in ET.parse("junit.xml").getroot()] == ["3"]
 
 
 def test_a_runtime_that_was_not_recorded_has_none(shell: Any, dist: Path) -> None:
     shell.ok("verify", dist, "--runtime", "llama.cpp", "--record", "llama.json")
-    line = ("verify", dist, "--check", "llama.json", "--runtime", "onnxruntime,llama.cpp")
-    found = goldens(shell.json(*line))
+    line = ("verify", dist, "--check", "llama.json", "--runtime", "onnxruntime,llama.cpp", "--require", "golden")
+    result = shell.run(*line, "--json")
+    assert result.code == 6
+    found = goldens(result.json())
     assert found["llama_cpp plain on gguf"]["verdict"] == "exact"
     assert found["onnxruntime off on onnx"]["verdict"] == "absent"
     assert found["onnxruntime off on onnx"]["detail"] == "no golden for onnxruntime: there is one for llama_cpp"
-    assert shell.run(*line, "--require", "golden").code == 6
 
 
 def test_a_runtime_that_is_gone_is_missed(shell: Any, dist: Path, golden: Path) -> None:
     Path("empty").mkdir()
-    line = ("verify", dist, "--check", golden, "--runtime", "llama.cpp", "--llama-lib", "empty")
-    assert verdicts(shell.json(*line)) == {"weights": "exact"}
-    assert shell.run(*line, "--require", "golden").code == 6
+    line = ("verify", dist, "--check", golden, "--runtime", "llama.cpp", "--llama-lib", "empty", "--require", "golden")
+    result = shell.run(*line, "--json")
+    assert (verdicts(result.json()), result.code) == ({"weights": "exact"}, 6)
 
 
 def test_a_changed_code_is_weights_and_names_its_tensor(shell: Any, road: Any, golden: Path) -> None:
