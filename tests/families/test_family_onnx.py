@@ -39,7 +39,7 @@ MORE = {  # what llama.cpp cannot do
     | {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1},
 }
 QUICK = (
-    "llama biases", "qwen2 windows", "qwen3 yarn", "gemma 2 2B", "gemma 3 4B", "phi 3.5 mini, long",
+    "llama biases", "mistral v0.1", "qwen2 windows", "qwen3 yarn", "gemma 2 2B", "gemma 3 4B", "phi 3.5 mini, long",
 )  # fmt: skip
 NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*CASES, *MORE)]
 KINDS = ("qwen2 windows", "gemma 2 2B", "gemma 3 4B")  # layers with a window and layers without
