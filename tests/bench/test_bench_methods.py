@@ -60,7 +60,6 @@ def test_both_trained_on_the_same_tokens_and_moved(ran):
         assert min(result["step_ms"].values()) > 0
 
 
-@pytest.mark.slow
 def test_residuals_are_measured_from_the_float_model(bench, tmp_path):
     """At a step the codes that follow are those which rounding had left near the middle between two."""
     some = ("--grids", "q4_0", "--tasks", "recovery", "--seeds", "0", "--steps", "2")

@@ -46,7 +46,7 @@ def proven(shell: Any, data: Path, model: Path, grid: str) -> tuple[dict[str, An
     return made, exact
 
 
-@pytest.mark.parametrize("grid", ["q8_0", pytest.param("q4_0", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("grid", ["q8_0", "q4_0"])
 def test_a_tied_head_is_proven_weight_by_weight(grid: str, shell: Any, road: Any, tiny_float_model: Path) -> None:
     made, exact = proven(shell, road.data, tiny_float_model, grid)
     assert made["ends"] == {EMBEDDING: grid}

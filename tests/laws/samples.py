@@ -1,12 +1,9 @@
 """Tensors to try laws on: every grid of the registry, an 8-bit one with an integer zero, every float16."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import gguf
 import numpy as np
-import pytest
 import torch
 
 from edgeqaf import plugins
@@ -26,12 +23,6 @@ GGML = {
     "q4_1": gguf.GGMLQuantizationType.Q4_1,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
-
-
-def compiled(grids: Iterable[Grid]) -> Any:
-    """Parametrises a test that has kernels compiled for each grid, seconds for each: odd widths are for slow runs."""
-    found = [pytest.param(grid, id=grid.name, marks=[pytest.mark.slow] * (grid.bits % 2)) for grid in grids]
-    return pytest.mark.parametrize("grid", found)
 
 
 def all_halves() -> np.ndarray:

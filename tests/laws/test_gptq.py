@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from samples import ALL, compiled
+from samples import ALL
 
 from edgeqaf import gptq, rounding
 from edgeqaf.errors import Refused
@@ -12,7 +12,7 @@ from edgeqaf.grid import Zero
 from edgeqaf.qtensor import QTensor, check, decode
 
 ONE_LEVEL = [grid for grid in ALL if grid.levels is None]
-each_grid = compiled(ONE_LEVEL)
+each_grid = pytest.mark.parametrize("grid", ONE_LEVEL, ids=lambda grid: grid.name)
 INPUTS = 512  # two of the largest block
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from samples import ALL, GGML, GRIDS, bits, compiled
+from samples import ALL, GGML, GRIDS, bits
 
 from edgeqaf import rounding
 from edgeqaf.errors import Refused
@@ -14,7 +14,7 @@ from edgeqaf.qtensor import check, decode
 from edgeqaf.source import FloatModel
 
 OF_32 = [grid for grid in ALL if grid.block == 32]
-each_grid = compiled(OF_32)
+each_grid = pytest.mark.parametrize("grid", OF_32, ids=lambda grid: grid.name)
 
 
 def weights(kind: str, out: int = 96, inputs: int = 256) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_the_search_never_loses_against_no_search(grid, kind):
         assert block_error(searched, w).sum() < 0.97 * block_error(plain, w).sum()
 
 
-@compiled(g for g in OF_32 if g.bits < 4)
+@pytest.mark.parametrize("grid", [g for g in OF_32 if g.bits < 4], ids=lambda grid: grid.name)
 def test_with_few_codes_the_search_wins_clearly_on_trained_weights(grid):
     base = FloatModel(Path(__file__).resolve().parents[2] / "examples" / "storyteller-6m")
     for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"):
@@ -63,7 +63,7 @@ def test_with_few_codes_the_search_wins_clearly_on_trained_weights(grid):
         assert searched < 0.9 * plain
 
 
-@compiled(g for g in OF_32 if g.bits < 4 and g.zero is not Zero.OFFSET)
+@pytest.mark.parametrize("grid", [g for g in OF_32 if g.bits < 4 and g.zero is not Zero.OFFSET], ids=lambda g: g.name)
 @each_kind
 def test_with_few_codes_the_search_comes_close_to_trying_everything(grid, kind):
     w = weights(kind, 4)

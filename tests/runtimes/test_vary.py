@@ -58,6 +58,12 @@ def test_a_worker_varies_too(artifacts: dict[str, Artifact], places: Path):
     assert not compare_bits(*made).any()
 
 
+def test_the_long_prompt_is_shared_out_by_each_and_leaves_one_token():
+    assert ROWS[0] >= settings.LONG
+    assert [settings.LONG % rows for rows in ROWS[1:]] == [1] * len(ROWS[1:])
+    assert len({-(-settings.LONG // rows) for rows in ROWS}) == len(ROWS)
+
+
 @pytest.mark.skipif(available.version is None, reason=available.reason)
 @pytest.mark.skipif("avx2" not in machine(), reason="that one row has a kernel of its own is known of AVX2 and later")
 @pytest.mark.parametrize("configuration", LLAMA.configurations, ids=lambda c: c.name)
